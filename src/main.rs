@@ -1,0 +1,3 @@
+//! The binary's subcommands.
+
+fn main() {}
