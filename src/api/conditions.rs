@@ -1,0 +1,42 @@
+//! Condition types and reasons, as kstatus reads them: `Ready` is always present, the others only while True.
+
+/// True: the desired version runs and was verified.
+pub const READY: &str = "Ready";
+/// True while the operator works towards the spec.
+pub const RECONCILING: &str = "Reconciling";
+/// True when the operator waits for a person.
+pub const STALLED: &str = "Stalled";
+/// True while the attempt keeps Memoria's writers stopped.
+pub const INGESTION_STOPPED: &str = "IngestionStopped";
+
+/// Reasons: CamelCase, stable, one for each thing that a person would do differently.
+pub mod reason {
+    /// The running version is the desired one; nothing to do.
+    pub const ADOPTED: &str = "Adopted";
+    pub const PROGRESSING: &str = "Progressing";
+    pub const SUSPENDED: &str = "Suspended";
+    pub const PLAN_READY: &str = "PlanReady";
+    pub const RELEASE_SUCCEEDED: &str = "ReleaseSucceeded";
+    pub const PREFLIGHT_FAILED: &str = "PreFlightFailed";
+    /// A check had no usable answer; the operator holds.
+    pub const INCONCLUSIVE: &str = "Inconclusive";
+    /// The attempt failed before the image moved; what ran before runs again.
+    pub const RESUMED: &str = "Resumed";
+    /// The attempt failed after the image moved; writers stay stopped, both copies of the data are kept.
+    pub const HALTED: &str = "Halted";
+    /// The attempt failed after ingestion was back; the new version keeps running.
+    pub const UNVERIFIED: &str = "Unverified";
+    pub const ABORTED: &str = "Aborted";
+    /// A marker of an attempt was found whose journal is gone.
+    pub const JOURNAL_LOST: &str = "JournalLost";
+    /// The running image is not the one last recorded, and no attempt of ours moved it.
+    pub const UNMANAGED_IMAGE_CHANGE: &str = "UnmanagedImageChange";
+    /// The desired version is older than the running one.
+    pub const DOWNGRADE_UNSUPPORTED: &str = "DowngradeUnsupported";
+    /// Another release already owns a target or worker.
+    pub const TARGET_CLAIMED: &str = "TargetClaimed";
+    /// The spec refers to something that does not exist or cannot be used.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The journal was written by a newer operator.
+    pub const NEEDS_NEWER_OPERATOR: &str = "NeedsNewerOperator";
+}

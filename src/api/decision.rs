@@ -1,0 +1,44 @@
+//! `MemoriaDecision`: one human act, immutable.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// What a person decides about an attempt.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "memoria.arca.run",
+    version = "v1alpha1",
+    kind = "MemoriaDecision",
+    plural = "memoriadecisions",
+    shortname = "mdec",
+    namespaced,
+    doc = "One human act on an attempt. Immutable: create another to decide again.",
+    printcolumn(name = "Release", type_ = "string", json_path = ".spec.releaseName"),
+    printcolumn(name = "Action", type_ = "string", json_path = ".spec.action"),
+    printcolumn(name = "Attempt", type_ = "string", json_path = ".spec.attempt"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(validation = ("self == oldSelf", "a decision cannot be edited; create another"))]
+#[serde(rename_all = "camelCase")]
+pub struct MemoriaDecisionSpec {
+    /// The MemoriaRelease in this namespace that is decided about. Example: `memoria`.
+    #[schemars(length(min = 1, max = 32))]
+    pub release_name: String,
+    /// What is to be done.
+    pub action: DecisionAction,
+    /// The attempt (a MemoriaUpgrade) that the decision is bound to. Example: `memoria-12`.
+    #[schemars(length(min = 1, max = 63))]
+    pub attempt: String,
+    /// Why; auditors read it.
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = ("size(self) > 0", "say why; auditors read it"))]
+    pub reason: String,
+}
+
+/// The acts that a person can order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum DecisionAction {
+    /// End the attempt: before the image moved, what ran before is brought back; after it, writers stay stopped.
+    Abort,
+}

@@ -1,0 +1,620 @@
+//! `MemoriaRelease`: the desired version of one Memoria installation and how to get there. People write its spec;
+//! the operator writes only its status.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{ResourceRequirements, Toleration},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GoDuration, upgrade::Outcome};
+
+/// What a person wants of one Memoria installation.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "memoria.arca.run",
+    version = "v1alpha1",
+    kind = "MemoriaRelease",
+    plural = "memoriareleases",
+    shortname = "mrel",
+    namespaced,
+    status = "MemoriaReleaseStatus",
+    doc = "One Memoria installation: the version it shall run, how to upgrade it, and where that stands.",
+    validation = ("size(self.metadata.name) <= 32", "Job names are built from it: metadata.name has at most 32 characters"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Current", type_ = "string", json_path = ".status.current.version"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".spec.version"),
+    printcolumn(name = "Ingestion", type_ = "string", json_path = ".status.ingestion.state"),
+    printcolumn(name = "Stopped", type_ = "date", json_path = ".status.ingestion.stoppedSince"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1)
+)]
+#[x_kube(
+    validation = ("self.targets.filter(t, t.role == 'Server').size() == 1", "set role: Server on exactly one target; its image runs the migrations"),
+    validation = ("!(self.version in ['latest', 'ga', 'stable', 'main', 'master', 'edge', 'nightly'])", "this tag moves, so a rollback could not name it; write a release, e.g. version: \"1.0.0\"")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoriaReleaseSpec {
+    /// The version that shall run: a release's tag, such as `1.0.0`. This is the one line that an upgrade changes.
+    /// Equal to the running version: the operator adopts what runs and changes nothing.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[0-9A-Za-z][0-9A-Za-z._+-]*$"))]
+    pub version: String,
+    /// `Apply` upgrades. `Plan` runs the read-only checks, shows plan, hash and estimates in status, and changes nothing.
+    #[serde(default)]
+    pub mode: Mode,
+    /// No new phase starts while this is true. A running phase finishes.
+    #[serde(default)]
+    pub suspend: bool,
+    /// The workloads that carry Memoria's images. Exactly one has `role: Server`.
+    #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub targets: Vec<Target>,
+    /// Where the database is. Default: the Server container's environment entry MEMORIA_DATABASE__CONNECTION_STRING.
+    #[serde(default)]
+    pub database: Database,
+    /// What feeds Memoria, stopped for the upgrade and brought back at its end.
+    #[serde(default)]
+    pub ingestion: Ingestion,
+    /// Checks made in the cluster while the upgrade runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub checks: Vec<Check>,
+    /// Where the snapshot of the data is kept.
+    #[serde(default)]
+    pub snapshot: Snapshot,
+    /// Which of the candidate's migrations run.
+    #[serde(default)]
+    pub migrations: Migrations,
+    /// How long each part may take before it counts as failed.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// How the operator's Jobs run. What is absent is copied from the Server's pod template.
+    #[serde(default)]
+    pub jobs: Jobs,
+    /// How Memoria's command line is called inside its image.
+    #[serde(default)]
+    pub cli: Cli,
+    /// How many finished attempts (MemoriaUpgrade objects) are kept.
+    #[serde(default = "history_limit")]
+    #[schemars(range(min = 1, max = 50))]
+    pub history_limit: i32,
+}
+
+const fn history_limit() -> i32 {
+    10
+}
+
+/// Whether the plan is carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    #[default]
+    Apply,
+    Plan,
+}
+
+/// One workload whose image is upgraded.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// The target's name in status and messages. Example: `server`.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// `Server` is the one whose image runs the migrations and whose environment, volumes and security context Jobs copy.
+    #[serde(default)]
+    pub role: Role,
+    /// The workload in this namespace.
+    pub workload_ref: WorkloadRef,
+    /// The container that runs Memoria. Default: the only container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub container: Option<String>,
+    /// Which image the version means. Default: the running image's repository with `spec.version` as the tag.
+    #[serde(default)]
+    pub image: Image,
+}
+
+/// What a target is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Role {
+    Server,
+    Dashboard,
+    #[default]
+    Other,
+}
+
+/// A workload in the release's namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRef {
+    pub kind: WorkloadKind,
+    /// The workload's `metadata.name`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Kinds with replicas and a pod template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum WorkloadKind {
+    Deployment,
+    StatefulSet,
+}
+
+impl std::fmt::Display for WorkloadRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.kind {
+            WorkloadKind::Deployment => write!(f, "deployment/{}", self.name),
+            WorkloadKind::StatefulSet => write!(f, "statefulset/{}", self.name),
+        }
+    }
+}
+
+/// An image without its credentials: those are the pod's own imagePullSecrets.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Image {
+    /// Repository without tag or digest. Default: that of the running image. Example: `registry.arca.run/memoria/server`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = ("!self.matches(':[^/]+$') && !self.contains('@')", "repository takes no tag or digest; set tag or digest beside it"))]
+    pub repository: Option<String>,
+    /// Tag, where it differs from `spec.version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z_][0-9A-Za-z._-]*$"))]
+    #[x_kube(validation = ("!(self in ['latest', 'ga', 'stable', 'main', 'master', 'edge', 'nightly'])", "this tag moves, so a rollback could not name it; write a release's tag"))]
+    pub tag: Option<String>,
+    /// Digest; it wins over the tag. Example: `sha256:` and 64 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    pub digest: Option<String>,
+}
+
+/// Where Memoria's database is.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Database {
+    /// Where Jobs get the SQLAlchemy URL from. The operator itself never reads it.
+    #[serde(default)]
+    pub url_from: UrlFrom,
+}
+
+/// One source of a database URL.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = ("has(self.env) != has(self.secretKeyRef)", "set exactly one of env and secretKeyRef"))]
+#[serde(rename_all = "camelCase")]
+pub struct UrlFrom {
+    /// An entry of the Server container's environment; it is copied into Jobs as it stands (a reference, never a value).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub env: Option<String>,
+    /// A key of a Secret in this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<KeyRef>,
+}
+
+/// The environment variable that Memoria's server reads.
+pub const DEFAULT_URL_ENV: &str = "MEMORIA_DATABASE__CONNECTION_STRING";
+
+impl Default for UrlFrom {
+    fn default() -> Self {
+        Self { env: Some(DEFAULT_URL_ENV.to_owned()), secret_key_ref: None }
+    }
+}
+
+/// A key of a Secret or ConfigMap in the release's namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRef {
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// What feeds Memoria.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ingestion {
+    /// Workloads that are scaled to zero before the snapshot and come back last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["kind", "name"]))]
+    pub workers: Vec<WorkloadRef>,
+    /// A key that Memoria's parts read as "maintenance is on".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_flag: Option<MaintenanceFlag>,
+}
+
+/// A maintenance flag in a ConfigMap.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = ("self.onValue != self.offValue", "onValue and offValue are the same; the flag could not be told apart"))]
+#[serde(rename_all = "camelCase")]
+pub struct MaintenanceFlag {
+    /// The ConfigMap and its key.
+    pub config_map_key_ref: KeyRef,
+    /// The value while maintenance is on.
+    #[serde(default = "flag_on")]
+    #[schemars(length(max = 64))]
+    pub on_value: String,
+    /// The value while it is off.
+    #[serde(default = "flag_off")]
+    #[schemars(length(max = 64))]
+    pub off_value: String,
+}
+
+fn flag_on() -> String {
+    "true".to_owned()
+}
+
+fn flag_off() -> String {
+    "false".to_owned()
+}
+
+/// One check, made by a Job in the release's namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// The check's name in status and messages. Example: `queue-depth`.
+    #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// When it is made.
+    pub stage: Stage,
+    /// Whether the upgrade fails with it; otherwise its result is only reported.
+    #[serde(default = "yes")]
+    pub required: bool,
+    /// How long it may take to pass.
+    #[serde(default = "check_within")]
+    pub within: GoDuration,
+    /// Time between two samples.
+    #[serde(default = "check_every")]
+    pub every: GoDuration,
+    /// How long it must pass without a break. `0s`: one sample is enough.
+    #[serde(default = "check_stable_for")]
+    pub stable_for: GoDuration,
+    /// A CEL expression over `status` (HTTP status code) and `body` (the parsed JSON); true passes.
+    /// Example: `status == 200 && body.depth <= 100`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub pass_when: String,
+    /// An HTTP request.
+    pub http: HttpCheck,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn check_within() -> GoDuration {
+    GoDuration::from_mins(10)
+}
+
+const fn check_every() -> GoDuration {
+    GoDuration::from_secs(5)
+}
+
+const fn check_stable_for() -> GoDuration {
+    GoDuration::from_secs(0)
+}
+
+/// When a check is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Stage {
+    /// After the workers came back: the gate of the queue.
+    IngestionReenable,
+    /// After ingestion settled: the verification of the new version.
+    AfterIngestion,
+}
+
+/// A GET request that follows no redirects.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpCheck {
+    /// Example: `http://memoria-server:8000/settings`.
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = ("isURL(self) && (self.startsWith('http://') || self.startsWith('https://'))", "write a whole URL, e.g. http://memoria-server:8000/settings"))]
+    #[x_kube(validation = ("!self.contains('@')", "URLs carry no credentials; use headersFrom"))]
+    pub url: String,
+    /// Headers whose values come from Secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub headers_from: Vec<HeaderFrom>,
+}
+
+/// A header whose value is a key of a Secret.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderFrom {
+    /// Example: `X-API-Key`.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z-]+$"))]
+    pub name: String,
+    pub secret_key_ref: KeyRef,
+}
+
+/// Where the snapshot is kept.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Default: a claim `<release>-snapshots` that the operator makes, of the default storage class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+    /// Free space that the storage must have, as a multiple of the database's size.
+    #[serde(default = "capacity_factor")]
+    #[schemars(range(min = 2, max = 20))]
+    pub capacity_factor: i32,
+}
+
+const fn capacity_factor() -> i32 {
+    3
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self { storage: None, capacity_factor: capacity_factor() }
+    }
+}
+
+/// A place for snapshots.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Storage {
+    pub persistent_volume_claim: ClaimRef,
+}
+
+/// A PersistentVolumeClaim in the release's namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimRef {
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+}
+
+/// Which migrations run.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = ("self.mode == 'Named' ? size(self.names) > 0 : size(self.names) == 0", "names goes with mode: Named, and only with it"))]
+#[serde(rename_all = "camelCase")]
+pub struct Migrations {
+    /// `All`: what the candidate lists. `Named`: only `names`, in their order. `None`: none.
+    #[serde(default)]
+    pub mode: MigrationMode,
+    #[serde(default)]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z_.-]+$")))]
+    pub names: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationMode {
+    #[default]
+    All,
+    Named,
+    None,
+}
+
+/// Limits, each counted from the start of its part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Timeouts {
+    /// All pre-flight Jobs together.
+    pub pre_flight: GoDuration,
+    /// Until every pod of targets and workers is gone and the fence is proved.
+    pub quiesce: GoDuration,
+    /// Dump, storage, reading back and restoring into scratch.
+    pub snapshot: GoDuration,
+    /// All migrations together.
+    pub migrate: GoDuration,
+    /// The candidate and, after it, each target's rollout.
+    pub rollout: GoDuration,
+    /// The sample bootstrap and all checks of stage AfterIngestion.
+    pub verification: GoDuration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            pre_flight: GoDuration::from_mins(15),
+            quiesce: GoDuration::from_mins(10),
+            snapshot: GoDuration::from_mins(60),
+            migrate: GoDuration::from_mins(30),
+            rollout: GoDuration::from_mins(10),
+            verification: GoDuration::from_mins(30),
+        }
+    }
+}
+
+/// How the operator's Jobs run.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Jobs {
+    /// `Restricted` runs them under PodSecurity `restricted`, as the Server's user; `AsServer` copies the Server's
+    /// whole security context, for images that must run as root.
+    #[serde(default)]
+    pub security_context: SecurityContextMode,
+    /// Requests and limits of each Job's main container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// Default: the Server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<BTreeMap<String, String>>,
+    /// Default: the Server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Option<Vec<Toleration>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SecurityContextMode {
+    #[default]
+    Restricted,
+    AsServer,
+}
+
+/// How Memoria's command line is called inside its image.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cli {
+    /// The command, before its arguments.
+    #[serde(default = "cli_command")]
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 256)))]
+    pub command: Vec<String>,
+}
+
+fn cli_command() -> Vec<String> {
+    ["python", "-m", "memoria.cli"].map(str::to_owned).to_vec()
+}
+
+impl Default for Cli {
+    fn default() -> Self {
+        Self { command: cli_command() }
+    }
+}
+
+/// Where the release stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoriaReleaseStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// For people to read: `Pending`, a phase's name, `Succeeded`, `Resumed`, `Halted`, `Unverified` or `Aborted`.
+    /// Programs read conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped` only while True.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// What runs now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<Current>,
+    /// Whether Memoria's writers run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingestion: Option<IngestionStatus>,
+    /// What a person must type; absent when nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_action: Option<String>,
+    /// What the pre-flight checks of this generation found, while no attempt is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_flight: Option<PreFlightStatus>,
+    /// The open or latest attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<AttemptSummary>,
+    /// How many attempts were ever made: the number in the next one's name comes after it.
+    #[serde(default)]
+    pub attempts: i64,
+}
+
+/// What runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Current {
+    /// The running version, read from the Server's image tag.
+    pub version: String,
+    /// Image of each target as its workload names it.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
+    pub images: Vec<CurrentImage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CurrentImage {
+    pub target: String,
+    pub image: String,
+    /// The digest that the target's pods run, when one was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IngestionStatus {
+    pub state: IngestionState,
+    /// Since when an attempt keeps writers stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_since: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum IngestionState {
+    Running,
+    Stopped,
+    Unknown,
+}
+
+/// The pre-flight run of one generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PreFlightStatus {
+    /// Names the run's Jobs; another spec or another `requested-at` annotation gives another run.
+    pub run: String,
+    pub started_at: Time,
+    /// Present once every check has a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Each check's result; the message names object or field and the fix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub checks: Vec<CheckResult>,
+    /// The plan in short, once it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanSummary>,
+}
+
+/// One check's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckResult {
+    pub name: String,
+    pub result: Verdict,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Verdict {
+    Passed,
+    Failed,
+    Inconclusive,
+}
+
+/// The plan in short; the whole of it is the spec of the MemoriaUpgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanSummary {
+    /// SHA-256 over the whole plan, the first 12 hex digits.
+    pub hash: String,
+    pub from: String,
+    pub to: String,
+    /// Each target's image by digest after the upgrade.
+    pub images: Vec<CurrentImage>,
+    /// The migrations that will run, in order.
+    pub migrations: Vec<String>,
+    /// Server version and size of the database.
+    pub database: String,
+    /// What will be stopped, and from which replica count.
+    pub stops: Vec<String>,
+    /// What was not written in the spec but found on the adopted workloads.
+    pub inferred: Vec<String>,
+}
+
+/// The open or latest attempt in short; the whole of it is the MemoriaUpgrade of that name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AttemptSummary {
+    /// The MemoriaUpgrade's name.
+    pub id: String,
+    pub from: String,
+    pub to: String,
+    /// The generation of the spec that it carries out.
+    pub generation: i64,
+    pub plan_hash: String,
+    pub started_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Absent while the attempt is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// How long writers were stopped, in whole seconds, once they are back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writers_stopped_seconds: Option<i64>,
+}

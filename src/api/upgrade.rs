@@ -1,0 +1,298 @@
+//! `MemoriaUpgrade`: one attempt. Its spec is the pinned plan, its status the journal. The operator alone writes it;
+//! `docs/formats.md` shows both with examples, because a newer operator must finish what an older one began.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkloadRef};
+
+/// The version of plan and journal that this operator writes. It reads this and every lower one.
+pub const MACHINE_VERSION: i32 = 1;
+
+/// The pinned plan of one attempt.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "memoria.arca.run",
+    version = "v1alpha1",
+    kind = "MemoriaUpgrade",
+    plural = "memoriaupgrades",
+    shortname = "mup",
+    namespaced,
+    status = "MemoriaUpgradeStatus",
+    doc = "One attempt to upgrade a Memoria installation: the pinned plan and its journal. Written by the operator.",
+    printcolumn(name = "Release", type_ = "string", json_path = ".spec.releaseName"),
+    printcolumn(name = "From", type_ = "string", json_path = ".spec.from"),
+    printcolumn(name = "To", type_ = "string", json_path = ".spec.to"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Outcome", type_ = "string", json_path = ".status.outcome"),
+    printcolumn(name = "Started", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
+)]
+#[x_kube(validation = ("self == oldSelf", "a plan cannot be edited; change the MemoriaRelease, which plans anew"))]
+#[serde(rename_all = "camelCase")]
+pub struct MemoriaUpgradeSpec {
+    /// The form of plan and journal; see `docs/formats.md`.
+    pub machine_version: i32,
+    pub release_name: String,
+    pub release_uid: String,
+    /// The generation of the release that was planned.
+    pub release_generation: i64,
+    /// SHA-256 over everything else in this spec but the attempt's own name, in hex.
+    pub plan_hash: String,
+    /// Version of the operator that made the plan.
+    pub operator_version: String,
+    pub from: String,
+    pub to: String,
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub targets: Vec<PlannedTarget>,
+    #[schemars(length(max = 16))]
+    pub workers: Vec<PlannedWorker>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_flag: Option<MaintenanceFlag>,
+    pub database: PlannedDatabase,
+    pub storage: PlannedStorage,
+    /// The migrations that will run, in order; empty when none.
+    #[schemars(length(max = 256))]
+    pub migrations: Vec<String>,
+    pub timeouts: Timeouts,
+    /// The attempt's Jobs as they will be created, by step.
+    pub jobs: Vec<PlannedJob>,
+    /// How long the gate of stage IngestionReenable may take in all, in seconds; 0 without checks of that stage.
+    pub gate_seconds: i64,
+    /// What the pre-flight checks said.
+    #[schemars(length(max = 64))]
+    pub checks: Vec<CheckResult>,
+}
+
+/// A target as it was found and as it shall be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedTarget {
+    pub name: String,
+    pub role: Role,
+    pub workload: WorkloadRef,
+    /// The workload's UID: another object of the same name is not touched.
+    pub uid: String,
+    pub container: String,
+    /// The image as the workload named it before.
+    pub from_image: String,
+    /// `repository@sha256:…` of the image that ran before.
+    pub from_digest: String,
+    /// `repository@sha256:…` or `repository:tag@sha256:…`: what the workload is set to.
+    pub to_image: String,
+    /// The replica count to come back to.
+    pub replicas: i32,
+    /// True when it is also one of the workers: it then comes back with them.
+    pub worker: bool,
+    /// The candidate pod made from the target's template, as it will be created.
+    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true), schema_with = "any_object")]
+    pub candidate: serde_json::Value,
+}
+
+/// A worker as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedWorker {
+    pub workload: WorkloadRef,
+    pub uid: String,
+    /// The replica count to come back to.
+    pub replicas: i32,
+}
+
+/// The database that was found; every Job proves first that it is still this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedDatabase {
+    /// Major version of the server, e.g. 15.
+    pub major: i32,
+    pub identity: DatabaseIdentity,
+    /// Size at pre-flight, in bytes.
+    pub bytes: i64,
+}
+
+/// What tells one PostgreSQL database from every other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseIdentity {
+    /// `system_identifier` of the server's control file.
+    pub system_identifier: String,
+    pub name: String,
+    /// OID in `pg_database`.
+    pub oid: i64,
+    /// Host and port of the URL, without credentials.
+    pub host: String,
+}
+
+/// Where the attempt's artifacts lie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedStorage {
+    pub claim_name: String,
+    /// Directory below the volume's root: `<release>-<first 8 of its UID>/<run or attempt>`.
+    pub directory: String,
+}
+
+/// A Job as it will be created.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedJob {
+    /// The step: `fence`, `snapshot`, `migrate`, `gate`, `bootstrap`, `verify`.
+    pub step: String,
+    /// The whole `batch/v1` Job.
+    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true), schema_with = "any_object")]
+    pub manifest: serde_json::Value,
+}
+
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Outcome {
+    /// The new version runs, verified.
+    Succeeded,
+    /// Failed before the image moved: what ran before runs again, nothing else was touched.
+    Resumed,
+    /// Failed after the image moved: writers stay stopped, the database as it is and the snapshot are both kept.
+    Halted,
+    /// Failed after ingestion was back: the new version keeps running, the snapshot is kept.
+    Unverified,
+    /// Ended by a person before anything was touched, or after a halt.
+    Aborted,
+}
+
+/// The journal of one attempt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoriaUpgradeStatus {
+    /// For people to read: the running phase or the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// What is awaited and until when, or how it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The phases that were begun, in the order they were begun.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub phases: Vec<PhaseRecord>,
+    /// What made the attempt turn back; present from that moment on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The verified snapshot; present from the end of SnapshotExport on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRecord>,
+    /// What became of each migration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub migrations: Vec<MigrationRecord>,
+    /// Results of the gate's and the verification's checks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub checks: Vec<CheckResult>,
+    /// When the first writer was told to stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writers_stopped_at: Option<Time>,
+    /// When the last writer was back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writers_back_at: Option<Time>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Absent while the attempt is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// One phase's line in the journal. Written before the phase does anything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseRecord {
+    pub name: String,
+    pub state: PhaseState,
+    pub started_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// What is awaited, or what was found.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Steps of the phase that are done, with what must be remembered of each (e.g. `candidate-server: passed`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub done: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PhaseState {
+    Running,
+    Passed,
+    Failed,
+}
+
+/// Why an attempt turned back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    pub phase: String,
+    pub category: Category,
+    /// CamelCase, e.g. `MigrateFailed`.
+    pub reason: String,
+    /// Cause and what to do, at most 1 KiB, without secrets.
+    pub message: String,
+}
+
+/// Whose fault it was: it decides whether the same image may be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Category {
+    /// Goes away by itself: a lost connection, a restarted node.
+    Transient,
+    /// The new version's own fault.
+    Candidate,
+    /// The cluster's, the database's or the storage's.
+    Environment,
+    /// Somebody else changes the same things.
+    Conflict,
+    /// The operator's.
+    Bug,
+    /// A person's order.
+    Decision,
+}
+
+/// The snapshot as its manifest in storage describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotRecord {
+    pub claim_name: String,
+    /// Directory below the volume's root.
+    pub directory: String,
+    pub bytes: i64,
+    pub tables: i32,
+    pub rows: i64,
+    /// SHA-256 of `manifest.json`, in hex: the manifest names every other file's.
+    pub manifest_sha256: String,
+    /// SHA-256 over schema and all tables' digests, in hex.
+    pub data_digest: String,
+    pub verified_at: Time,
+}
+
+/// One migration's fate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationRecord {
+    pub name: String,
+    pub state: MigrationState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MigrationState {
+    Ran,
+    /// Exit 0, but it printed a failure; the schema decided.
+    ReportedFailure,
+    Failed,
+    NotRun,
+}

@@ -1,0 +1,253 @@
+//! What the controller and its Jobs say to each other: orders in environment variables, answers in the termination
+//! message. `docs/formats.md` shows both with examples; fields are only ever added, each with a default.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{
+    GoDuration,
+    release::CheckResult,
+    upgrade::{Category, DatabaseIdentity, MigrationRecord},
+};
+
+/// Environment variable with the order, a [`JobOrder`] as JSON. Pinned in the plan.
+pub const ORDER_ENV: &str = "MEMORIA_OPERATOR_JOB";
+/// Environment variable with what was only known when the Job was created, a [`JobInput`] as JSON.
+pub const INPUT_ENV: &str = "MEMORIA_OPERATOR_JOB_INPUT";
+/// Environment variable with the SQLAlchemy URL of the database, a reference to the Server's own source.
+pub const DATABASE_URL_ENV: &str = "MEMORIA_OPERATOR_DATABASE_URL";
+/// Prefix of the environment variables that carry header values of HTTP checks:
+/// check number and header number follow, e.g. `MEMORIA_OPERATOR_HEADER_0_1`.
+pub const HEADER_ENV_PREFIX: &str = "MEMORIA_OPERATOR_HEADER_";
+/// Where the snapshot storage is mounted in Jobs that use it.
+pub const STORAGE_MOUNT: &str = "/snapshots";
+/// The emptyDir shared by runner and guard: the runner's binary, its order's go-ahead and its result.
+pub const SHARED_MOUNT: &str = "/memoria-operator";
+/// Scratch space (an emptyDir) of Jobs that start an ephemeral server.
+pub const SCRATCH_MOUNT: &str = "/scratch";
+/// Kubernetes cuts a termination message here; an answer must be smaller.
+pub const MAX_REPORT_BYTES: usize = 4096;
+
+/// What a Job shall do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "job", rename_all = "camelCase")]
+pub enum JobOrder {
+    /// PreFlight, operator image: reads server, identity, size, privileges and what cannot be handled. Writes nothing.
+    Inspect(InspectOrder),
+    /// PreFlight, sidecar in the tool image beside the candidate's `init-db`: runs an ephemeral server of the same
+    /// major, waits for the runner, reads the schema that the candidate built, keeps it in storage; measures free space.
+    Reference(ReferenceOrder),
+    /// Quiesce: terminates the application's own sessions and proves that none comes back.
+    Fence(FenceOrder),
+    /// SnapshotExport, tool image: one read point under SHARE locks, digests, dump, read back, restored into scratch.
+    Snapshot(SnapshotOrder),
+    /// Migrate, sidecar in the tool image beside the runner: identity, lock, marker, digest equality before; schema after.
+    Guard(GuardOrder),
+    /// IngestionReenable and Verification, operator image: samples checks until they pass or their time is up.
+    Check(CheckOrder),
+}
+
+/// Common to all Jobs that open the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseTask {
+    /// Attempt or pre-flight run; part of `application_name` (`mop-<attempt>-<step>`) and of the markers.
+    pub attempt: String,
+    /// UID of the release: the key of the advisory lock and of the marker rows.
+    pub release_uid: String,
+    /// The database must be this one; absent only in Inspect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<DatabaseIdentity>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InspectOrder {
+    pub database: DatabaseTask,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferenceOrder {
+    pub attempt: String,
+    /// Directory below [`STORAGE_MOUNT`] for `reference.json`. In Plan mode the mount is an emptyDir.
+    pub directory: String,
+    /// Bytes that must be free below [`STORAGE_MOUNT`]; less is a failed check. 0 in Plan mode.
+    pub needed_bytes: i64,
+    /// How long the runner beside it may take, in seconds.
+    pub limit_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FenceOrder {
+    pub database: DatabaseTask,
+    /// How long no session of the application may be seen, in seconds.
+    pub quiet_seconds: u64,
+    /// How long to try, in seconds.
+    pub limit_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotOrder {
+    pub database: DatabaseTask,
+    pub release: String,
+    pub from_version: String,
+    /// Directory below [`STORAGE_MOUNT`]; made by this Job, never overwritten once its manifest is there.
+    pub directory: String,
+    pub operator_version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardOrder {
+    pub database: DatabaseTask,
+    /// Where manifest and reference lie, below [`STORAGE_MOUNT`].
+    pub directory: String,
+    /// Directory of `reference.json`, below [`STORAGE_MOUNT`].
+    pub reference_directory: String,
+    /// How long the runner beside it may take, in seconds.
+    pub limit_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckOrder {
+    pub checks: Vec<OrderedCheck>,
+}
+
+/// One check, with the values of its headers in `MEMORIA_OPERATOR_HEADER_<check>_<header>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderedCheck {
+    pub name: String,
+    pub required: bool,
+    pub within: GoDuration,
+    pub every: GoDuration,
+    pub stable_for: GoDuration,
+    pub pass_when: String,
+    pub url: String,
+    /// Header names, in the order of their variables.
+    #[serde(default)]
+    pub headers: Vec<String>,
+}
+
+/// What was only known when the Job was created.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobInput {
+    /// SHA-256 of the manifest that the journal names, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<String>,
+}
+
+/// A Job's answer: at most [`MAX_REPORT_BYTES`] as JSON, without secrets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobReport {
+    /// Version of this form: 1.
+    pub v: i32,
+    pub ok: bool,
+    /// CamelCase; `Done` when ok.
+    pub reason: String,
+    /// One sentence: what was found, or cause and what to do.
+    pub message: String,
+    /// Present when not ok.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<Category>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+}
+
+/// What a Job found out, by kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "camelCase")]
+pub enum Facts {
+    Inspect(InspectFacts),
+    Reference(ReferenceFacts),
+    Fence(FenceFacts),
+    Snapshot(SnapshotFacts),
+    Migrate(MigrateFacts),
+    Check(CheckFacts),
+    /// From the runner's `probe`, in a candidate's or prior image.
+    Probe(ProbeFacts),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InspectFacts {
+    pub major: i32,
+    /// As the server says it, e.g. `15.18 (Debian …)`.
+    pub server_version: String,
+    pub identity: DatabaseIdentity,
+    pub bytes: i64,
+    pub tables: i32,
+    /// Failed or Inconclusive checks only, each with object and fix; `Passed` needs no words.
+    pub findings: Vec<CheckResult>,
+    /// Names of unfinished attempts in the database's marker table.
+    #[serde(default)]
+    pub unfinished: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferenceFacts {
+    /// What the reference was built on: `postgresql 15`, or `none` with the reason in the report's message.
+    pub built_on: String,
+    /// SHA-256 of `reference.json`, in hex; empty when `none`.
+    pub schema_sha256: String,
+    pub tables: i32,
+    pub free_bytes: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FenceFacts {
+    /// How many sessions of the application's role were ended.
+    pub terminated: i32,
+    /// Sessions of other roles on this database, as `user@application`, at most ten.
+    pub others: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotFacts {
+    pub bytes: i64,
+    pub tables: i32,
+    pub rows: i64,
+    pub manifest_sha256: String,
+    pub data_digest: String,
+    /// True when a restore into a scratch server gave the same digests.
+    pub restored_in_scratch: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrateFacts {
+    pub migrations: Vec<MigrationRecord>,
+    /// Expected objects that are missing or different, e.g. `table consents: missing`, at most ten.
+    pub differences: Vec<String>,
+    /// Objects that nobody expected, at most ten.
+    pub extra: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckFacts {
+    pub checks: Vec<CheckResult>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeFacts {
+    pub uid: u32,
+    pub gid: u32,
+    /// Whether the command line answered `--help`; only asked of the Server's candidate.
+    pub cli: Option<bool>,
+    /// Names printed by `migrate list`, in order; only asked of the Server's candidate.
+    #[serde(default)]
+    pub migrations: Vec<String>,
+    /// Whether `migrate run` knows `--all`.
+    #[serde(default)]
+    pub runs_all: bool,
+}
