@@ -41,7 +41,9 @@ pub struct MemoriaUpgradeSpec {
     pub release_uid: String,
     /// The generation of the release that was planned.
     pub release_generation: i64,
-    /// SHA-256 over everything else in this spec but the attempt's own name, in hex.
+    /// The pre-flight run that this plan came from.
+    pub run: String,
+    /// SHA-256 over everything else in this spec, in hex.
     pub plan_hash: String,
     /// Version of the operator that made the plan.
     pub operator_version: String,
