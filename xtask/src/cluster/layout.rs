@@ -139,6 +139,11 @@ impl Layout {
         self.state.join("nodes").join(node.name)
     }
 
+    /// A link to the programs that the cluster was started with.
+    pub fn programs(&self) -> PathBuf {
+        self.state.join("bin")
+    }
+
     pub fn logs(&self) -> PathBuf {
         self.state.join("logs")
     }

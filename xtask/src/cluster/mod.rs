@@ -1,61 +1,222 @@
-//! The local two-node Kubernetes that the demo and the tests run on.
+//! The local two-node Kubernetes that the demo and the tests run on: real programs, nodes as process trees in
+//! namespaces of their own, no container engine needed. `tests/cluster/README.md` describes it.
 
-#![allow(dead_code, unused_imports, reason = "the images and the demo are about to use all of it")]
-
+mod audit;
+mod binary;
+mod cgroup;
 mod command;
+mod control_plane;
+mod dns;
 mod layout;
+mod lifecycle;
+mod network;
+mod node;
+mod node_config;
+mod node_init;
+mod oci;
+mod packages;
+mod pki;
+mod process;
 mod registry;
+mod status;
+mod storage;
 mod target;
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
 
+#[allow(unused_imports, reason = "part of what other chores use")]
 pub use layout::REGISTRY;
 pub use target::Target;
 
 use layout::Layout;
 
-#[derive(clap::Args)]
-pub struct Args {}
+/// Where the system's programs are, for processes that start with an empty environment.
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub fn run(_args: Args) -> Result<()> {
-    ensure_up()
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Start the cluster and wait until it is ready; does nothing when it is
+    Up {
+        /// Use the cluster of the kubeconfig's current context: start nothing, only check that it answers
+        #[arg(long)]
+        use_current_context: bool,
+    },
+    /// Stop the cluster; its data stays for the next `up`
+    Down {
+        /// Remove its data, too
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Show processes, nodes and volumes; exit code 1 when the cluster is not up
+    Status,
+    /// Empty the volumes whose claims are gone and offer them again (`up` does it, too)
+    Recycle,
+    /// Kill a node the way a power cut would
+    KillNode { name: String },
+    /// Start a killed node again
+    StartNode { name: String },
+    /// Run kubectl against the cluster
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Run helm against the cluster
+    #[command(disable_help_flag = true)]
+    Helm {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Print the settings that make a shell's kubectl and helm use the cluster: eval "$(cargo xtask cluster env)"
+    Env,
+    /// The first process of a node
+    #[command(hide = true)]
+    NodeInit {
+        #[arg(long)]
+        state: PathBuf,
+        #[arg(long)]
+        bin: PathBuf,
+        name: String,
+    },
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let layout = Layout::local()?;
+    match args.action {
+        Action::Up { use_current_context } => {
+            let target = Target::from_flag(use_current_context);
+            let cluster = target.ensure()?;
+            if target == Target::CurrentContext {
+                println!("{cluster} answers; nothing to start");
+            }
+            Ok(())
+        }
+        Action::Down { purge } => lifecycle::down(&layout, purge),
+        Action::Status => {
+            if !status::show(&layout) {
+                std::process::exit(1);
+            }
+            Ok(())
+        }
+        Action::Recycle => lifecycle::recycle(&layout),
+        Action::KillNode { name } => lifecycle::kill_node(&layout, &name),
+        Action::StartNode { name } => lifecycle::start_node(&layout, &name),
+        Action::Kubectl { args } => replace("kubectl", &args),
+        Action::Helm { args } => replace("helm", &args),
+        Action::Env => {
+            for (name, value) in environment(&layout) {
+                println!("export {name}={}", shell_quoted(&value));
+            }
+            println!("export PATH={}:\"$PATH\"", shell_quoted(&layout.programs().to_string_lossy()));
+            Ok(())
+        }
+        Action::NodeInit { state, bin, name } => {
+            let layout = Layout { state, ..layout };
+            node_init::run(&layout, node::find(&layout, &name)?, &bin)
+        }
+    }
 }
 
 /// Starts the local cluster when it is not running. Returns when both nodes are ready.
 pub fn ensure_up() -> Result<()> {
-    bail!("the local cluster cannot be started yet")
+    lifecycle::up(&Layout::local()?)
 }
 
 /// Where the cluster keeps its data.
+#[allow(dead_code, reason = "part of what other chores use")]
 pub fn state_dir() -> Result<PathBuf> {
     Ok(Layout::local()?.state)
 }
 
 /// The administrator's kubeconfig; it exists once the cluster has been up.
+#[allow(dead_code, reason = "part of what other chores use")]
 pub fn kubeconfig() -> Result<PathBuf> {
     Ok(Layout::local()?.kubeconfig())
 }
 
 /// The directory with the built programs (`kubectl`, `helm`, `etcd`, …); builds them when needed.
 pub fn bin_dir() -> Result<PathBuf> {
-    bail!("the local cluster cannot be built yet")
+    binary::ensure()
 }
 
 /// Pushes an image to the cluster's registry; see [`registry::push`].
+#[allow(dead_code, reason = "part of what other chores use")]
 pub fn registry_push(source: &str, name_tag: &str) -> Result<()> {
     registry::push(&Layout::local()?, source, name_tag)
 }
 
-/// A `kubectl` with the administrator's kubeconfig.
+/// A `kubectl` with the administrator's kubeconfig, of the version that the cluster was started with.
 pub fn kubectl() -> Result<Command> {
-    let mut kubectl = Command::new(built_kubectl()?);
-    kubectl.env("KUBECONFIG", kubeconfig()?);
-    Ok(kubectl)
+    program("kubectl")
 }
 
-fn built_kubectl() -> Result<PathBuf> {
-    Ok(bin_dir()?.join("kubectl"))
+fn program(name: &str) -> Result<Command> {
+    let layout = Layout::local()?;
+    let file = layout.programs().join(name);
+    if !file.exists() {
+        bail!("there is no cluster yet: start one with `cargo xtask cluster up`");
+    }
+    let mut command = Command::new(file);
+    command.envs(environment(&layout));
+    Ok(command)
+}
+
+/// What a client needs to find the cluster. A proxy of the user's must not be asked for it.
+fn environment(layout: &Layout) -> Vec<(&'static str, String)> {
+    let mut own = vec![layout.host_address().to_string(), layout.lan_range(), REGISTRY.to_owned()];
+    own.extend(std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).ok().filter(|v| !v.is_empty()));
+    let kubeconfig = layout.kubeconfig().to_string_lossy().into_owned();
+    vec![("KUBECONFIG", kubeconfig), ("NO_PROXY", own.join(",")), ("no_proxy", own.join(","))]
+}
+
+/// Becomes the program, so that exit code, signals and terminal are its own.
+fn replace(name: &str, args: &[OsString]) -> Result<()> {
+    Err(program(name)?.args(args).exec()).with_context(|| format!("cannot start {name}"))
+}
+
+/// Creates or updates these objects.
+fn apply(objects: Vec<Value>) -> Result<()> {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    let mut kubectl = kubectl()?;
+    kubectl.args(["apply", "--server-side", "--force-conflicts", "--field-manager=cargo-xtask", "--filename=-"]);
+    command::run_with_input(&mut kubectl, &list.to_string()).map(drop)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quoted_value_is_what_the_shell_reads() {
+        let value = "/it's a $HOME/dir";
+        let read =
+            command::run(Command::new("sh").args(["-c", &format!("printf %s {}", shell_quoted(value))])).unwrap();
+        assert_eq!(read, value);
+    }
+
+    #[test]
+    fn bytes_are_written_as_two_digits_each() {
+        assert_eq!(hex(&[0, 10, 255]), "000aff");
+    }
 }

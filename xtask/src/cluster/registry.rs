@@ -1,11 +1,58 @@
 //! The image registry on the host's end of the cluster's network, and pushes to it.
 
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
-use super::command;
-use super::layout::{Layout, REGISTRY};
+use super::layout::{Layout, PAUSE_IMAGE, REGISTRY};
+use super::process::Processes;
+use super::{command, oci};
+
+/// The process that serves it.
+pub const SERVER: &str = "registry";
+
+pub fn start(layout: &Layout, processes: &Processes) -> Result<()> {
+    let file = layout.state.join("registry.json");
+    fs::write(&file, serde_json::to_string_pretty(&config(layout))?)?;
+    let program = command::find("docker-registry").context("docker-registry is not installed")?;
+    processes.start(SERVER, &program, &["serve".into(), file.to_string_lossy().into_owned()])?;
+    Ok(())
+}
+
+fn config(layout: &Layout) -> serde_json::Value {
+    json!({
+        "version": 0.1,
+        "log": {"accesslog": {"disabled": true}, "level": "warn"},
+        "storage": {
+            "filesystem": {"rootdirectory": layout.state.join("registry")},
+            "delete": {"enabled": true},
+        },
+        "http": {
+            "addr": format!("{}:{}", layout.host_address(), layout.ports.registry),
+            "tls": {"certificate": layout.pki_file("registry.crt"), "key": layout.pki_file("registry.key")},
+        },
+    })
+}
+
+/// Waits until it takes connections.
+pub fn wait(layout: &Layout, processes: &Processes) -> Result<()> {
+    let address = SocketAddr::from((layout.host_address(), layout.ports.registry));
+    processes.wait_for(SERVER, "the registry", Duration::from_secs(20), || {
+        Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok().map(drop))
+    })
+}
+
+/// Pushes the image that every pod needs first.
+pub fn push_pause(layout: &Layout, bin: &Path) -> Result<()> {
+    let dir = layout.state.join("pause-image");
+    oci::write_single_program(&dir, "pause", &bin.join("pause"))?;
+    push(layout, &format!("oci:{}:latest", dir.display()), PAUSE_IMAGE)
+}
 
 /// Copies an image into the registry. `source` is what skopeo takes (`oci:<dir>:<ref>`, `oci-archive:<file>`);
 /// `name_tag` is the name without the registry (`memoria/server:1.0.0`).
@@ -21,6 +68,6 @@ pub fn push(layout: &Layout, source: &str, name_tag: &str) -> Result<()> {
 }
 
 /// A directory with nothing but the authority's certificate, the way skopeo wants it.
-pub fn ca_dir(layout: &Layout) -> std::path::PathBuf {
+pub fn ca_dir(layout: &Layout) -> PathBuf {
     layout.pki_file("registry-ca")
 }

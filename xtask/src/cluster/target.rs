@@ -27,7 +27,8 @@ impl Target {
         match self {
             Self::Local => super::kubectl(),
             Self::CurrentContext => {
-                let kubectl = command::find("kubectl").map_or_else(super::built_kubectl, Ok)?;
+                let built = || super::bin_dir().map(|dir| dir.join("kubectl"));
+                let kubectl = command::find("kubectl").map_or_else(built, Ok)?;
                 Ok(Command::new(kubectl))
             }
         }
@@ -55,6 +56,7 @@ impl Target {
 
     /// Makes these images available: pushes them to the local registry, or says what the user's cluster must be able to pull.
     /// Each is a source for skopeo and a name without a registry.
+    #[allow(dead_code, reason = "part of what other chores use")]
     pub fn publish(self, images: &[(String, String)]) -> Result<()> {
         match self {
             Self::Local => images.iter().try_for_each(|(source, name)| super::registry_push(source, name)),
@@ -69,6 +71,7 @@ impl Target {
     }
 
     /// The kubeconfig, where the choice is ours to make.
+    #[allow(dead_code, reason = "part of what other chores use")]
     pub fn kubeconfig(self) -> Result<Option<PathBuf>> {
         match self {
             Self::Local => super::kubeconfig().map(Some),
