@@ -1,0 +1,1 @@
+"""The dashboard: shows what the server says over HTTP, and keeps nothing."""
