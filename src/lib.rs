@@ -4,5 +4,7 @@
 //! controller observes, acts and records, and [`job`] is what runs inside the attempt's Jobs.
 
 pub mod api;
+pub mod config;
 pub mod job;
+pub mod telemetry;
 pub mod upgrade;

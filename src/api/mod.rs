@@ -1,6 +1,7 @@
 //! What users write and read: the three kinds of `memoria.arca.run/v1alpha1`, and the words that mark objects as ours.
 
 pub mod conditions;
+pub mod crds;
 pub mod decision;
 pub mod duration;
 pub mod marks;
