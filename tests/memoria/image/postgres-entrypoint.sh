@@ -7,8 +7,9 @@
 #   POSTGRES_DB              the database (default: the value of POSTGRES_USER)
 #   POSTGRES_ADMIN_PASSWORD[_FILE]  password of the superuser "postgres"; without it that role logs in by the socket only
 #   POSTGRES_INITDB_ARGS     more arguments for initdb
+#   POSTGRES_SOCKET_DIR      default /tmp, because the root file system is read-only
 #   PGDATA                   default /var/lib/postgresql/data/pgdata; created with mode 0700
-# Arguments are handed to postgres. The socket is in /tmp, because the root file system is read-only.
+# Arguments are handed to postgres.
 # The image must have a passwd entry for the uid that this runs as: initdb refuses to start without one.
 set -eu
 
@@ -16,6 +17,7 @@ PGDATA=${PGDATA:-/var/lib/postgresql/data/pgdata}
 export PGDATA
 user=${POSTGRES_USER:-memoria}
 database=${POSTGRES_DB:-$user}
+sockets=${POSTGRES_SOCKET_DIR:-/tmp}
 
 # from_file NAME: the value of NAME, or the content of the file that NAME_FILE names.
 from_file() {
@@ -39,10 +41,10 @@ make_cluster() {
     initdb --pgdata="$building" --username=postgres --encoding=UTF8 --locale=C.UTF-8 \
         --auth-local=trust --auth-host=scram-sha-256 ${POSTGRES_INITDB_ARGS:-}
     echo "host all all all scram-sha-256" >> "$building/pg_hba.conf"
-    pg_ctl --pgdata="$building" --wait --silent --options="-c listen_addresses='' -k /tmp" start
+    pg_ctl --pgdata="$building" --wait --silent --options="-c listen_addresses='' -k '$sockets'" start
     # The passwords travel by environment and psql's own quoting, so neither argv nor SQL injection sees them.
     OWNER=$user DATABASE=$database PASSWORD=$password ADMIN_PASSWORD=$admin_password \
-        psql --no-psqlrc --set=ON_ERROR_STOP=1 --quiet -h /tmp -U postgres -d postgres <<'SQL'
+        psql --no-psqlrc --set=ON_ERROR_STOP=1 --quiet -h "$sockets" -U postgres -d postgres <<'SQL'
 \getenv owner OWNER
 \getenv database DATABASE
 \getenv password PASSWORD
@@ -65,7 +67,7 @@ fi
 unset POSTGRES_PASSWORD POSTGRES_ADMIN_PASSWORD
 
 # TERM means "wait for every client to leave" to postgres; a pod that stops wants the fast shutdown, which is INT.
-postgres -D "$PGDATA" -c listen_addresses='*' -c unix_socket_directories=/tmp "$@" &
+postgres -D "$PGDATA" -c listen_addresses='*' -c unix_socket_directories="$sockets" "$@" &
 server=$!
 trap 'kill -INT $server' TERM INT
 code=0

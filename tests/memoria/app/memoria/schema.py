@@ -6,11 +6,16 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import OrderedSet
 
 from memoria import models_threads  # noqa: F401 - registers its tables on Base
 from memoria.models import Base
 
 log = logging.getLogger(__name__)
+
+# SQLAlchemy keeps indexes in a set and creates them in its order; two databases are to be alike to the byte.
+for _table in Base.metadata.tables.values():
+    _table.indexes = OrderedSet(sorted(_table.indexes, key=lambda index: str(index.name)))
 
 VIEW = "active_memories"
 VIEW_SQL = (

@@ -4,7 +4,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
-from memoria.models_threads import Base  # this import registers every table
+from memoria.schema import Base  # and with it every table, its indexes in order
 
 
 def add_column(engine: Engine, table: str, column: str, kind: str) -> bool:
@@ -35,7 +35,7 @@ def create_table(engine: Engine, name: str) -> None:
             return
         # CreateTable leaves out the constraint of the workspace cycle, which needs both its tables.
         connection.execute(CreateTable(table))
-        for index in sorted(table.indexes, key=lambda index: index.name or ""):
+        for index in table.indexes:
             index.create(connection)
     print(f"Created table {name}", flush=True)
 
