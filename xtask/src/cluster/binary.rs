@@ -1,6 +1,6 @@
 //! Builds the one Go binary that holds every Kubernetes program, and keeps it for as long as its sources stay the same.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use super::command;
+use super::{command, lock};
 use crate::place;
 
 /// The names that the binary answers to.
@@ -35,7 +35,12 @@ const PACKAGES: usize = 2800;
 pub fn ensure() -> Result<PathBuf> {
     let sources = place::root()?.join("tests/cluster");
     let bin = place::cache()?.join("kubernetes").join(key(&sources)?);
-    if !bin.join("kubectl").exists() {
+    let built = || bin.join("cluster").exists();
+    if built() {
+        return Ok(bin);
+    }
+    let _lock = lock::take("kubernetes")?;
+    if !built() {
         build(&sources, &bin).context("cannot build the Kubernetes programs")?;
     }
     Ok(bin)
@@ -85,7 +90,8 @@ fn kubernetes_version(modules: &str) -> Option<(&str, &str, &str)> {
 }
 
 fn build(sources: &Path, bin: &Path) -> Result<()> {
-    let partial = bin.with_extension(format!("partial-{}", std::process::id()));
+    let partial = bin.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
     println!("building Kubernetes, etcd, CoreDNS and Helm from source; about eight minutes the first time");
     compile(
@@ -99,12 +105,8 @@ fn build(sources: &Path, bin: &Path) -> Result<()> {
     for name in PROGRAMS {
         symlink("cluster", partial.join(name))?;
     }
-    // Under its final name only when complete; somebody else's complete build is as good as ours.
-    if bin.exists() {
-        fs::remove_dir_all(&partial)?;
-    } else {
-        fs::rename(&partial, bin)?;
-    }
+    // Under its final name only when complete.
+    fs::rename(&partial, bin)?;
     Ok(())
 }
 
@@ -152,18 +154,6 @@ fn compile(build: &mut Command) -> Result<()> {
     }
     println!("  built in {} s", begin.elapsed().as_secs());
     Ok(())
-}
-
-/// Opens the lock that keeps two builds or two starts apart, and waits for it.
-pub fn lock(name: &str) -> Result<File> {
-    let dir = place::cache()?;
-    fs::create_dir_all(&dir)?;
-    let file = File::create(dir.join(format!("{name}.lock")))?;
-    if file.try_lock().is_err() {
-        println!("waiting for another `cargo xtask` that works on the {name}");
-        file.lock()?;
-    }
-    Ok(file)
 }
 
 #[cfg(test)]

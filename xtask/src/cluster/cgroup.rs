@@ -69,18 +69,23 @@ pub fn join(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// All that is left of the group. On a hybrid system runc makes one in the unified hierarchy, too, although nothing uses it.
+fn remains(name: &str) -> Result<Vec<PathBuf>> {
+    let mut groups = roots()?;
+    groups.push(Path::new(MOUNT).join("unified"));
+    Ok(groups.into_iter().map(|root| root.join(name)).filter(|group| group.exists()).collect())
+}
+
 /// Whether anything of the group is left.
 pub fn exists(name: &str) -> bool {
-    roots().is_ok_and(|roots| roots.iter().any(|root| root.join(name).exists()))
+    remains(name).is_ok_and(|remains| !remains.is_empty())
 }
 
 /// Removes the group and all below it. Its processes have just been killed, and the kernel takes a moment to notice.
 pub fn remove(name: &str) -> Result<()> {
     command::wait_for(&format!("the end of the cgroups {name}"), Duration::from_secs(10), || {
-        for root in roots()? {
-            remove_tree(&root.join(name));
-        }
-        Ok((!exists(name)).then_some(()))
+        remains(name)?.iter().for_each(|group| remove_tree(group));
+        Ok(remains(name)?.is_empty().then_some(()))
     })
 }
 

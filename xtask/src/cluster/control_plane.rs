@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use rustix::process::Signal;
 
 use super::audit;
@@ -16,11 +16,19 @@ pub const API_SERVER: &str = "kube-apiserver";
 pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 pub const SCHEDULER: &str = "kube-scheduler";
 
-/// Starts the two that everything else talks to. They may start at the same moment.
-pub fn start_api(layout: &Layout, processes: &Processes, bin: &Path) -> Result<()> {
-    audit::write_policy(layout)?;
-    processes.start(ETCD, &bin.join(ETCD), &etcd(layout))?;
-    processes.start(API_SERVER, &bin.join(API_SERVER), &api_server(layout))?;
+/// Starts one of them. All but etcd wait for the ones that they need.
+pub fn start(layout: &Layout, processes: &Processes, bin: &Path, name: &str) -> Result<()> {
+    let args = match name {
+        ETCD => etcd(layout),
+        API_SERVER => {
+            audit::write_policy(layout)?;
+            api_server(layout)
+        }
+        CONTROLLER_MANAGER => controller_manager(layout),
+        SCHEDULER => scheduler(layout),
+        other => bail!("the control plane has no {other}"),
+    };
+    processes.start(name, &bin.join(name), &args)?;
     Ok(())
 }
 
@@ -36,12 +44,6 @@ pub fn api_answers() -> bool {
     let ask = super::kubectl()
         .and_then(|mut kubectl| command::run(kubectl.args(["get", "--raw", "/readyz", "--request-timeout=5s"])));
     ask.is_ok_and(|answer| answer == "ok")
-}
-
-pub fn start_controllers(layout: &Layout, processes: &Processes, bin: &Path) -> Result<()> {
-    processes.start(CONTROLLER_MANAGER, &bin.join(CONTROLLER_MANAGER), &controller_manager(layout))?;
-    processes.start(SCHEDULER, &bin.join(SCHEDULER), &scheduler(layout))?;
-    Ok(())
 }
 
 /// The API server is killed: it would wait for its watchers, and etcd has all it knows.

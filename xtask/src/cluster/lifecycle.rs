@@ -9,25 +9,36 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::layout::Layout;
 use super::process::Processes;
-use super::{binary, cgroup, command, control_plane, dns, network, node, packages, pki, registry, status, storage};
+use super::{
+    binary, cgroup, command, control_plane, dns, lock, network, node, packages, pki, registry, status, storage,
+};
 
 /// Keeps two commands from working on the cluster at once.
 const LOCK: &str = "cluster";
 
-/// Starts the cluster unless it is up. One that is only partly up is stopped, keeping its data, and started again.
+/// Starts the cluster unless it is up. What is missing of a cluster that is partly up is started; if that does not
+/// help, everything is stopped, keeping its data, and started again.
 pub fn up(layout: &Layout) -> Result<()> {
-    let _lock = binary::lock(LOCK)?;
-    if layout.kubeconfig().exists() && status::problems(layout).is_empty() {
+    let _lock = lock::take(LOCK)?;
+    if layout.programs().exists() && status::problems(layout).is_empty() {
         println!("the cluster is up already");
         return recycle_volumes(layout);
     }
     packages::ensure()?;
     let bin = binary::ensure()?;
     if status::anything_left(layout) {
-        println!("the cluster is only partly up: {}; stopping what is left", status::problems(layout).join("; "));
+        println!("the cluster is only partly up: {}", status::problems(layout).join("; "));
+        match repair(layout) {
+            Ok(()) => {
+                println!("repaired");
+                return recycle_volumes(layout);
+            }
+            Err(error) => println!("{error:#}; starting over"),
+        }
         stop(layout)?;
     }
     let begin = Instant::now();
@@ -40,6 +51,47 @@ pub fn up(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
+/// Starts what does not run, with the programs that the rest was started with, and waits for everything to be ready.
+fn repair(layout: &Layout) -> Result<()> {
+    let processes = Processes::of(layout);
+    if processes.running(network::FABRIC).is_none() || !network::link_exists(layout) {
+        bail!("its network is gone");
+    }
+    let nodes = layout.nodes.iter().map(|node| node.name);
+    for name in status::HOST_PROCESSES.iter().copied().chain(nodes) {
+        if processes.running(name).is_none() {
+            start_one(layout, name)?;
+        }
+        if name == control_plane::API_SERVER {
+            control_plane::wait_for_api(&processes)?;
+        }
+    }
+    // The start that left it so may not have come this far.
+    registry::push_pause(layout, &layout.programs())?;
+    super::apply(objects(layout))?;
+    command::wait_for("the cluster to be ready", Duration::from_secs(60), || {
+        Ok(status::problems(layout).is_empty().then_some(()))
+    })
+}
+
+/// Starts a process of the host, or a node, that is not running.
+fn start_one(layout: &Layout, name: &str) -> Result<()> {
+    let processes = Processes::of(layout);
+    let bin = fs::canonicalize(layout.programs()).context("the programs of this cluster are gone")?;
+    match name {
+        network::FABRIC => bail!("without its network the cluster has to start over: `cargo xtask cluster up`"),
+        registry::SERVER => registry::start(layout, &processes),
+        dns::COREDNS => dns::start(layout, &processes, &bin),
+        name if status::HOST_PROCESSES.contains(&name) => control_plane::start(layout, &processes, &bin, name),
+        name => {
+            let each = node::find(layout, name)?;
+            // It may have ended by itself and left its cgroups.
+            node::kill(layout, &processes, each)?;
+            node::start(layout, &processes, each, &bin)
+        }
+    }
+}
+
 fn start(layout: &Layout, bin: &Path, begin: Instant) -> Result<()> {
     let done = |what: &str| println!("  {:>4.1} s  {what}", begin.elapsed().as_secs_f32());
     let processes = Processes::of(layout);
@@ -47,27 +99,31 @@ fn start(layout: &Layout, bin: &Path, begin: Instant) -> Result<()> {
     remember_programs(layout, bin)?;
     pki::ensure(layout)?;
     network::start(layout, &processes).context("cannot make the cluster's network")?;
-    control_plane::start_api(layout, &processes, bin)?;
+    // The API server waits for etcd.
+    for name in [control_plane::ETCD, control_plane::API_SERVER] {
+        control_plane::start(layout, &processes, bin, name)?;
+    }
     registry::start(layout, &processes)?;
-    registry::wait(layout, &processes)?;
+    processes.wait_for(registry::SERVER, "the registry", Duration::from_secs(20), || {
+        Ok(registry::answers(layout).then_some(()))
+    })?;
     registry::push_pause(layout, bin)?;
     done("network, registry and etcd");
     control_plane::wait_for_api(&processes)?;
     done("API server");
     let before = lease_renewals()?;
-    control_plane::start_controllers(layout, &processes, bin)?;
+    for name in [control_plane::CONTROLLER_MANAGER, control_plane::SCHEDULER] {
+        control_plane::start(layout, &processes, bin, name)?;
+    }
     for each in &layout.nodes {
         node::start(layout, &processes, each, bin)?;
     }
-    super::apply([dns::objects(layout), storage::objects(layout)].concat())?;
+    super::apply(objects(layout))?;
     dns::start(layout, &processes, bin)?;
     done("controllers, nodes and DNS started");
     for each in &layout.nodes {
         processes.wait_for(each.name, &format!("{} to be ready", each.name), Duration::from_secs(90), || {
-            // What a kept cluster remembers of its nodes is from before: only a new sign of life counts.
-            let renewed = lease_renewals()?.get(each.name).is_some_and(|now| before.get(each.name) != Some(now));
-            let ready = renewed && status::ready_nodes()?.get(each.name).copied().unwrap_or(false);
-            Ok(ready.then_some(()))
+            Ok(has_returned(each.name, &before)?.then_some(()))
         })?;
     }
     done("nodes ready");
@@ -87,6 +143,11 @@ fn start(layout: &Layout, bin: &Path, begin: Instant) -> Result<()> {
     recycle_volumes(layout)
 }
 
+/// What every cluster holds from the beginning.
+fn objects(layout: &Layout) -> Vec<Value> {
+    [dns::objects(layout), storage::objects(layout)].concat()
+}
+
 /// `<state>/bin` leads to the programs that this cluster was started with.
 fn remember_programs(layout: &Layout, bin: &Path) -> Result<()> {
     let link = layout.programs();
@@ -95,7 +156,7 @@ fn remember_programs(layout: &Layout, bin: &Path) -> Result<()> {
 }
 
 pub fn recycle(layout: &Layout) -> Result<()> {
-    let _lock = binary::lock(LOCK)?;
+    let _lock = lock::take(LOCK)?;
     recycle_volumes(layout)
 }
 
@@ -109,7 +170,7 @@ fn recycle_volumes(layout: &Layout) -> Result<()> {
 
 /// Stops everything; with `purge`, also forgets all data.
 pub fn down(layout: &Layout, purge: bool) -> Result<()> {
-    let _lock = binary::lock(LOCK)?;
+    let _lock = lock::take(LOCK)?;
     let begin = Instant::now();
     if status::anything_left(layout) {
         if !rustix::process::geteuid().is_root() {
@@ -148,26 +209,44 @@ fn stop(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Kills a node as a power cut would; Kubernetes notices after some eight seconds.
-pub fn kill_node(layout: &Layout, name: &str) -> Result<()> {
-    let _lock = binary::lock(LOCK)?;
-    node::kill(layout, &Processes::of(layout), node::find(layout, name)?)
+/// Kills a process of the host, or a node the way a power cut would: Kubernetes notices that after some eight seconds.
+pub fn kill(layout: &Layout, name: &str) -> Result<()> {
+    let _lock = lock::take(LOCK)?;
+    let processes = Processes::of(layout);
+    if status::HOST_PROCESSES.contains(&name) {
+        return processes.stop(&[name], Signal::KILL);
+    }
+    node::kill(layout, &processes, node::find(layout, name)?)
 }
 
-/// Starts a killed node again, with what it had on its disk.
-pub fn start_node(layout: &Layout, name: &str) -> Result<()> {
-    let _lock = binary::lock(LOCK)?;
-    let (processes, each) = (Processes::of(layout), node::find(layout, name)?);
+/// Starts what was killed, with what it had on its disk, and waits until it works.
+pub fn start_again(layout: &Layout, name: &str) -> Result<()> {
+    let _lock = lock::take(LOCK)?;
+    let processes = Processes::of(layout);
     if processes.running(name).is_some() {
         println!("{name} runs already");
         return Ok(());
     }
-    let before = lease_renewals()?;
-    node::start(layout, &processes, each, &fs::canonicalize(layout.programs())?)?;
+    // Without an API server there are no leases to compare with, and no node to wait for.
+    let before = lease_renewals().unwrap_or_default();
+    start_one(layout, name)?;
     processes.wait_for(name, &format!("{name} to be ready"), Duration::from_secs(60), || {
-        let renewed = lease_renewals()?.get(name).is_some_and(|now| before.get(name) != Some(now));
-        Ok((renewed && status::ready_nodes()?.get(name).copied().unwrap_or(false)).then_some(()))
+        let ready = match name {
+            control_plane::ETCD | control_plane::CONTROLLER_MANAGER | control_plane::SCHEDULER => true,
+            control_plane::API_SERVER => control_plane::api_answers(),
+            registry::SERVER => registry::answers(layout),
+            dns::COREDNS => dns::answers(layout),
+            node => has_returned(node, &before)?,
+        };
+        Ok(ready.then_some(()))
     })
+}
+
+/// Whether the node is ready and has given a sign of life since `before`: what a kept cluster remembers of its nodes
+/// is from then.
+fn has_returned(node: &str, before: &BTreeMap<String, String>) -> Result<bool> {
+    let renewed = lease_renewals()?.get(node).is_some_and(|now| before.get(node) != Some(now));
+    Ok(renewed && status::ready_nodes()?.get(node).copied().unwrap_or(false))
 }
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ mod control_plane;
 mod dns;
 mod layout;
 mod lifecycle;
+mod lock;
 mod network;
 mod node;
 mod node_config;
@@ -64,10 +65,17 @@ enum Action {
     Status,
     /// Empty the volumes whose claims are gone and offer them again (`up` does it, too)
     Recycle,
-    /// Kill a node the way a power cut would
-    KillNode { name: String },
-    /// Start a killed node again
-    StartNode { name: String },
+    /// Kill a node the way a power cut would, or a process of the host, by its name in `status`
+    Kill { name: String },
+    /// Start what was killed again
+    Start { name: String },
+    /// Push an image to the cluster's registry
+    Push {
+        /// Where it is, in skopeo's words: oci:<directory>:<reference>, oci-archive:<file>, docker://<name>
+        source: String,
+        /// What to call it, without the registry: memoria/server:1.0.0
+        name: String,
+    },
     /// Run kubectl against the cluster
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -112,8 +120,9 @@ pub fn run(args: Args) -> Result<()> {
             Ok(())
         }
         Action::Recycle => lifecycle::recycle(&layout),
-        Action::KillNode { name } => lifecycle::kill_node(&layout, &name),
-        Action::StartNode { name } => lifecycle::start_node(&layout, &name),
+        Action::Kill { name } => lifecycle::kill(&layout, &name),
+        Action::Start { name } => lifecycle::start_again(&layout, &name),
+        Action::Push { source, name } => registry_push(&source, &name),
         Action::Kubectl { args } => replace("kubectl", &args),
         Action::Helm { args } => replace("helm", &args),
         Action::Env => {
@@ -153,7 +162,6 @@ pub fn bin_dir() -> Result<PathBuf> {
 }
 
 /// Pushes an image to the cluster's registry; see [`registry::push`].
-#[allow(dead_code, reason = "part of what other chores use")]
 pub fn registry_push(source: &str, name_tag: &str) -> Result<()> {
     registry::push(&Layout::local()?, source, name_tag)
 }

@@ -109,7 +109,12 @@ fn supervise(layout: &Layout, node: &Node, mut daemons: Vec<Daemon>) -> Result<(
             Ok(Some((pid, status))) => {
                 let ended = daemons.iter_mut().find(|d| d.pid == Some(pid.as_raw_nonzero().get()));
                 if let Some(daemon) = ended {
-                    println!("{} has ended ({status:?}), starting it again in a second", daemon.name);
+                    let how = match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => format!("exit code {code}"),
+                        (_, Some(signal)) => format!("signal {signal}"),
+                        _ => "unknown cause".to_owned(),
+                    };
+                    println!("{} has ended ({how}), starting it again in a second", daemon.name);
                     daemon.pid = None;
                     sleep(Duration::from_secs(1));
                 }
