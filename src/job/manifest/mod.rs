@@ -1,0 +1,323 @@
+//! Pure rendering of the Jobs' manifests: the same context gives the same bytes, so a plan can pin them. No client.
+//!
+//! One function a step. What is only known at creation comes in by [`with_input`], which also marks the Job with the
+//! hash by which it is recognised.
+
+mod hash;
+mod name;
+mod pod;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod url_source;
+
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Container, EnvVar, EnvVarSource, SecretKeySelector},
+};
+use memoria_runner::order::{INSTALLED_NAME, ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
+
+use self::pod::{ContainerExt as _, Draft, Of, container};
+pub use self::{
+    hash::{template_hash, with_input},
+    name::{BadName, job_name},
+    pod::{GUARD, INSTALL, MAIN},
+    shape::{PodShape, Security, ShapeError, UrlError},
+};
+use super::protocol::{
+    CheckOrder, DatabaseTask, FenceOrder, GuardOrder, HEADER_ENV_PREFIX, InspectOrder, JobOrder, ORDER_ENV,
+    OrderedCheck, ReferenceOrder, SHARED_MOUNT, SnapshotOrder,
+};
+use crate::api::{
+    release::{Check, Timeouts},
+    upgrade::DatabaseIdentity,
+};
+
+/// How long no session of the application may be seen before the fence counts as proved, in seconds.
+const FENCE_QUIET_SECONDS: u64 = 5;
+/// How long the guard may read and compare after the runner's commands ended, in seconds.
+const VERDICT_SECONDS: u64 = 600;
+
+/// What all Jobs of an attempt, or of a pre-flight run, have in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobContext {
+    pub namespace: String,
+    pub release: String,
+    pub release_uid: String,
+    /// The attempt's name, or the pre-flight run's.
+    pub attempt: String,
+    pub operator_version: String,
+    /// The version that runs before the upgrade; written into the snapshot's manifest.
+    pub from_version: String,
+    pub operator_image: String,
+    /// The image with client and server of the database's major; absent before Inspect has found that out.
+    pub tools_image: Option<String>,
+    pub shape: PodShape,
+    /// How Memoria's command line is called.
+    pub cli: Vec<String>,
+    /// The claim of the snapshot storage. Absent in Plan mode: an emptyDir takes its place.
+    pub storage_claim: Option<String>,
+    /// Directory of this attempt or run, below the volume's root.
+    pub storage_directory: String,
+    pub timeouts: Timeouts,
+    /// The database that Inspect found; absent before it.
+    pub identity: Option<DatabaseIdentity>,
+}
+
+/// An image to look into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe<'a> {
+    /// Distinguishes the Job: `probe-<name>`, e.g. the target's name, or `server-prior`.
+    pub name: &'a str,
+    /// By tag (then it is pulled in any case) or by digest.
+    pub image: &'a str,
+    /// True for the Server's candidate: what can its command line do? It then runs as the Server's user.
+    pub ask_cli: bool,
+}
+
+/// Which of the two stages' checks a Job makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckStep {
+    Gate,
+    Verify,
+}
+
+impl CheckStep {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+/// Why a Job cannot be rendered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RenderError {
+    #[error(transparent)]
+    Name(#[from] BadName),
+    #[error(
+        "step {0} needs the tool image of the database's major version; add that major to the operator's configuration"
+    )]
+    NoTools(&'static str),
+    #[error("step {0} is rendered before the database's identity is known; this is a defect of the operator")]
+    NoIdentity(&'static str),
+    #[error("a Job cannot be written as JSON: {0}; this is a defect of the operator")]
+    Json(String),
+}
+
+impl RenderError {
+    #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err takes")]
+    fn json(error: serde_json::Error) -> Self {
+        Self::Json(error.to_string())
+    }
+}
+
+/// PreFlight, operator image: what database is it, and what about it cannot be handled?
+///
+/// # Errors
+/// [`RenderError`]
+pub fn inspect(ctx: &JobContext) -> Result<Job, RenderError> {
+    let database = DatabaseTask { identity: None, ..task(ctx) };
+    let limit_seconds = ctx.timeouts.pre_flight.as_secs();
+    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Inspect(InspectOrder { database }))?
+        .envs(&ctx.shape.database_env);
+    Draft { step: "inspect", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+/// PreFlight, an image of Memoria: can it be pulled, is it what it says, does the runner run in it? Its digest is read
+/// from the pod's `imageID`. Render it with the shape of the target that the image belongs to.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn probe(ctx: &JobContext, probe: &Probe<'_>) -> Result<Job, RenderError> {
+    let step = format!("probe-{}", probe.name);
+    let limit_seconds = ctx.timeouts.pre_flight.as_secs();
+    let order = RunnerOrder { ask_cli: probe.ask_cli, ..runner_order(ctx, &step, limit_seconds) };
+    let of = if probe.ask_cli { Of::Memoria } else { Of::Carrier };
+    let mut main = runner(ctx, probe.image, of, "probe", &order)?;
+    if !probe.image.contains("@sha256:") {
+        main = main.always_pull();
+    }
+    Draft { step: &step, init: vec![install(ctx)], main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+/// PreFlight: the candidate's own `init-db` on an ephemeral server of the same major, run by the sidecar.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.pre_flight.as_secs();
+    let order = ReferenceOrder {
+        attempt: ctx.attempt.clone(),
+        directory: ctx.storage_directory.clone(),
+        needed_bytes,
+        limit_seconds,
+    };
+    let guard = ours(ctx, GUARD, tools(ctx, "reference")?, &JobOrder::Reference(order))?;
+    let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;
+    let init = vec![install(ctx), guard.sidecar().shared().scratch().storage()];
+    Draft { step: "reference", init, main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+/// Quiesce, operator image: ends the application's sessions and proves that none comes back.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn fence(ctx: &JobContext) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.quiesce.as_secs();
+    let order = FenceOrder { database: identified(ctx, "fence")?, quiet_seconds: FENCE_QUIET_SECONDS, limit_seconds };
+    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Fence(order))?.envs(&ctx.shape.database_env);
+    Draft { step: "fence", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+/// SnapshotExport, tool image: dump at one read point, stored, read back, restored into an ephemeral server.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn snapshot(ctx: &JobContext) -> Result<Job, RenderError> {
+    let order = SnapshotOrder {
+        database: identified(ctx, "snapshot")?,
+        release: ctx.release.clone(),
+        from_version: ctx.from_version.clone(),
+        directory: ctx.storage_directory.clone(),
+        operator_version: ctx.operator_version.clone(),
+    };
+    let main = ours(ctx, MAIN, tools(ctx, "snapshot")?, &JobOrder::Snapshot(order))?
+        .envs(&ctx.shape.database_env)
+        .scratch()
+        .storage();
+    let limit_seconds = ctx.timeouts.snapshot.as_secs();
+    Draft { step: "snapshot", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+/// Migrate: the runner in the candidate's image, beside the guard that lets it begin and judges what came of it.
+/// `reference_directory` is that of the pre-flight run.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn migrate(
+    ctx: &JobContext,
+    server_image: &str,
+    migrations: &[String],
+    reference_directory: &str,
+) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.migrate.as_secs();
+    // Before it lets the runner begin, the guard reads the data once more, as the snapshot did.
+    let go_seconds = ctx.timeouts.snapshot.as_secs();
+    let order = RunnerOrder {
+        migrations: migrations.to_vec(),
+        go_seconds,
+        verdict_seconds: VERDICT_SECONDS,
+        ..runner_order(ctx, "migrate", limit_seconds)
+    };
+    let guard_order = GuardOrder {
+        database: identified(ctx, "migrate")?,
+        directory: ctx.storage_directory.clone(),
+        reference_directory: reference_directory.to_owned(),
+        limit_seconds,
+    };
+    let guard = ours(ctx, GUARD, tools(ctx, "migrate")?, &JobOrder::Guard(guard_order))?
+        .envs(&ctx.shape.database_env)
+        .sidecar()
+        .shared()
+        .scratch()
+        .storage();
+    let main = runner(ctx, server_image, Of::Memoria, "migrate", &order)?.envs(&ctx.shape.database_env);
+    let limit_seconds = limit_seconds + go_seconds + VERDICT_SECONDS;
+    Draft { step: "migrate", init: vec![install(ctx), guard], main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+/// IngestionReenable and Verification, operator image: the checks of one stage, which the caller has picked.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn checks(ctx: &JobContext, step: CheckStep, checks: &[Check]) -> Result<Job, RenderError> {
+    let ordered = checks.iter().map(ordered_check).collect();
+    let mut main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Check(CheckOrder { checks: ordered }))?;
+    for (i, check) in checks.iter().enumerate() {
+        for (j, header) in check.http.headers_from.iter().enumerate() {
+            let key = &header.secret_key_ref;
+            let reference = SecretKeySelector { name: key.name.clone(), key: key.key.clone(), optional: None };
+            main = main.envs(&[EnvVar {
+                name: format!("{HEADER_ENV_PREFIX}{i}_{j}"),
+                value: None,
+                value_from: Some(EnvVarSource { secret_key_ref: Some(reference), ..EnvVarSource::default() }),
+            }]);
+        }
+    }
+    let limit_seconds = checks.iter().map(|check| check.within.as_secs()).max().unwrap_or_default();
+    Draft { step: step.as_str(), init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+/// Verification: a sample `bootstrap` of the candidate, in a pod that knows no database.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn bootstrap(ctx: &JobContext, server_image: &str) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.verification.as_secs();
+    let order = runner_order(ctx, "bootstrap", limit_seconds);
+    let main = runner(ctx, server_image, Of::Memoria, "bootstrap", &order)?;
+    Draft { step: "bootstrap", init: vec![install(ctx)], main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+fn task(ctx: &JobContext) -> DatabaseTask {
+    DatabaseTask { attempt: ctx.attempt.clone(), release_uid: ctx.release_uid.clone(), identity: ctx.identity.clone() }
+}
+
+fn identified(ctx: &JobContext, step: &'static str) -> Result<DatabaseTask, RenderError> {
+    if ctx.identity.is_none() {
+        return Err(RenderError::NoIdentity(step));
+    }
+    Ok(task(ctx))
+}
+
+fn tools<'a>(ctx: &'a JobContext, step: &'static str) -> Result<&'a str, RenderError> {
+    ctx.tools_image.as_deref().ok_or(RenderError::NoTools(step))
+}
+
+fn ordered_check(check: &Check) -> OrderedCheck {
+    OrderedCheck {
+        name: check.name.clone(),
+        required: check.required,
+        within: check.within,
+        every: check.every,
+        stable_for: check.stable_for,
+        pass_when: check.pass_when.clone(),
+        url: check.http.url.clone(),
+        headers: check.http.headers_from.iter().map(|header| header.name.clone()).collect(),
+    }
+}
+
+fn runner_order(ctx: &JobContext, step: &str, limit_seconds: u64) -> RunnerOrder {
+    RunnerOrder::new(&ctx.attempt, step, &ctx.cli, limit_seconds)
+}
+
+/// JSON for an environment entry. The kubelet would put other entries in place of `$(NAME)`, and `$` for `$$`; in JSON a
+/// dollar sign occurs in strings only, where it may be written as an escape.
+fn env_json(value: &impl serde::Serialize) -> Result<String, RenderError> {
+    let text = serde_json::to_string(value).map_err(RenderError::json)?;
+    Ok(text.replace('$', "\\u0024"))
+}
+
+/// A container that carries out an order of ours.
+fn ours(ctx: &JobContext, name: &str, image: &str, order: &JobOrder) -> Result<Container, RenderError> {
+    let order = env_json(order)?;
+    Ok(container(ctx, name, image, Of::Ours, &["memoria-operator", "job"]).env(ORDER_ENV, order))
+}
+
+/// The main container in Memoria's image, started by the runner from the shared directory.
+fn runner(ctx: &JobContext, image: &str, of: Of, mode: &str, order: &RunnerOrder) -> Result<Container, RenderError> {
+    let order = env_json(order)?;
+    let path = installed();
+    Ok(container(ctx, MAIN, image, of, &[&path, mode]).env(RUNNER_ORDER_ENV, order).shared())
+}
+
+fn install(ctx: &JobContext) -> Container {
+    let path = installed();
+    container(ctx, INSTALL, &ctx.operator_image, Of::Ours, &["memoria-runner", "install", &path]).shared()
+}
+
+fn installed() -> String {
+    format!("{SHARED_MOUNT}/{INSTALLED_NAME}")
+}
