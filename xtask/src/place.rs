@@ -20,3 +20,11 @@ pub fn cache() -> Result<PathBuf> {
     };
     Ok(base.join("memoria-operator"))
 }
+
+/// Where cargo builds what this program asks it to: `$CARGO_TARGET_DIR`, or a directory among the caches.
+pub fn target() -> Result<PathBuf> {
+    match std::env::var_os("CARGO_TARGET_DIR").filter(|v| !v.is_empty()) {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => Ok(cache()?.join("target")),
+    }
+}

@@ -166,6 +166,11 @@ pub fn registry_push(source: &str, name_tag: &str) -> Result<()> {
     registry::push(&Layout::local()?, source, name_tag)
 }
 
+/// The digest that the cluster's registry has under this name; see [`registry::digest`].
+pub fn registry_digest(name_tag: &str) -> Result<Option<String>> {
+    registry::digest(&Layout::local()?, name_tag)
+}
+
 /// A `kubectl` with the administrator's kubeconfig, of the version that the cluster was started with.
 pub fn kubectl() -> Result<Command> {
     program("kubectl")

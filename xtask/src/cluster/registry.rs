@@ -58,11 +58,33 @@ pub fn push(layout: &Layout, source: &str, name_tag: &str) -> Result<()> {
     let mut skopeo = Command::new("skopeo");
     skopeo.args(["--insecure-policy", "copy", "--quiet", "--dest-cert-dir"]).arg(ca_dir(layout));
     skopeo.args([source, &format!("docker://{}/{name_tag}", layout.host_address())]);
-    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"] {
-        skopeo.env_remove(proxy);
-    }
+    without_proxies(&mut skopeo);
     command::run(&mut skopeo).with_context(|| format!("cannot push {REGISTRY}/{name_tag}"))?;
     Ok(())
+}
+
+/// The digest that the registry has under this name, or nothing when it does not have it.
+pub fn digest(layout: &Layout, name_tag: &str) -> Result<Option<String>> {
+    let mut skopeo = Command::new("skopeo");
+    skopeo
+        .args(["--insecure-policy", "inspect", "--no-tags", "--format={{.Digest}}", "--cert-dir"])
+        .arg(ca_dir(layout));
+    skopeo.arg(format!("docker://{}/{name_tag}", layout.host_address()));
+    without_proxies(&mut skopeo);
+    match command::run(&mut skopeo) {
+        Ok(printed) => Ok(Some(printed.trim().to_owned())),
+        Err(error) if ["manifest unknown", "name unknown"].iter().any(|no| format!("{error:#}").contains(no)) => {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot ask the registry for {REGISTRY}/{name_tag}")),
+    }
+}
+
+/// The registry is on this machine, whatever the environment says about reaching others.
+fn without_proxies(command: &mut Command) {
+    for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env_remove(proxy);
+    }
 }
 
 /// A directory with nothing but the authority's certificate, the way skopeo wants it.
