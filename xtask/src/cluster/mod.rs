@@ -14,7 +14,6 @@ mod network;
 mod node;
 mod node_config;
 mod node_init;
-mod oci;
 mod packages;
 mod pki;
 mod process;

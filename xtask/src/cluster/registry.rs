@@ -9,9 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::command;
 use super::layout::{Layout, PAUSE_IMAGE, REGISTRY};
 use super::process::Processes;
-use super::{command, oci};
+use crate::images::layer::Entry;
+use crate::images::oci;
 
 /// The process that serves it.
 pub const SERVER: &str = "registry";
@@ -47,9 +49,10 @@ pub fn answers(layout: &Layout) -> bool {
 
 /// Pushes the image that every pod needs first.
 pub fn push_pause(layout: &Layout, bin: &Path) -> Result<()> {
-    let dir = layout.state.join("pause-image");
-    oci::write_single_program(&dir, "pause", &bin.join("pause"))?;
-    push(layout, &format!("oci:{}:latest", dir.display()), PAUSE_IMAGE)
+    let pause = Entry::File { path: "pause".into(), source: bin.join("pause"), mode: 0o755 };
+    let images = oci::Layout::open(layout.state.join("pause-image"))?;
+    oci::from_files(&images, PAUSE_IMAGE, &[pause], |image| image.set("Entrypoint", json!(["/pause"])))?;
+    push(layout, &images.source(PAUSE_IMAGE), PAUSE_IMAGE)
 }
 
 /// Copies an image into the registry. `source` is what skopeo takes (`oci:<dir>:<ref>`, `oci-archive:<file>`);

@@ -24,11 +24,6 @@ pub enum Entry {
         source: PathBuf,
         mode: u32,
     },
-    #[allow(dead_code, reason = "the pause image is made of busybox and links to it")]
-    Symlink {
-        path: String,
-        target: String,
-    },
     /// A directory with all that is below it, without Python's caches. A file keeps nothing of its mode but whether it can be run.
     Tree {
         path: String,
@@ -85,9 +80,6 @@ fn append(tar: &mut tar::Builder<&mut dyn Write>, entry: &Entry) -> Result<()> {
             tar.append_data(&mut header, path, io::empty())?;
         }
         Entry::File { path, source, mode } => append_file(tar, path, source, *mode)?,
-        Entry::Symlink { path, target } => {
-            tar.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), path, target)?;
-        }
         Entry::Tree { path, source } => append_tree(tar, path, source)?,
     }
     Ok(())
@@ -161,10 +153,7 @@ mod tests {
         fs::write(source.join("memoria/__pycache__/server.pyc"), "cache").unwrap();
         fs::write(source.join("start"), "#!/bin/sh\n").unwrap();
         fs::set_permissions(source.join("start"), fs::Permissions::from_mode(0o700)).unwrap();
-        vec![
-            Entry::Tree { path: "app".into(), source },
-            Entry::Symlink { path: "usr/bin/memoria".into(), target: "/app/start".into() },
-        ]
+        vec![Entry::Tree { path: "app".into(), source }]
     }
 
     #[test]
@@ -184,13 +173,7 @@ mod tests {
             assert_eq!((header.uid().unwrap(), header.gid().unwrap(), header.mtime().unwrap()), (0, 0, 0));
             seen.push((entry.path().unwrap().display().to_string(), header.mode().unwrap()));
         }
-        let expected = [
-            ("app", 0o755),
-            ("app/memoria", 0o755),
-            ("app/memoria/server.py", 0o644),
-            ("app/start", 0o755),
-            ("usr/bin/memoria", 0o777),
-        ];
+        let expected = [("app", 0o755), ("app/memoria", 0o755), ("app/memoria/server.py", 0o644), ("app/start", 0o755)];
         assert_eq!(seen, expected.map(|(path, mode)| (path.to_owned(), mode)));
     }
 

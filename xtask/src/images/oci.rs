@@ -220,7 +220,6 @@ impl Layout {
 }
 
 /// Makes an image of files alone, unless it is here already: for what needs no distribution underneath.
-#[allow(dead_code, reason = "the pause image is such a one")]
 pub fn from_files(
     layout: &Layout,
     name: &str,
@@ -233,7 +232,7 @@ pub fn from_files(
             Entry::File { source, .. } | Entry::Tree { source, .. } => {
                 key.with(format!("{entry:?}")).with_path(source)?
             }
-            Entry::Directory { .. } | Entry::Symlink { .. } => key.with(format!("{entry:?}")),
+            Entry::Directory { .. } => key.with(format!("{entry:?}")),
         };
     }
     let key = key.finish();
