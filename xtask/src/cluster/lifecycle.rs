@@ -29,6 +29,7 @@ pub fn up(layout: &Layout) -> Result<()> {
         return recycle_volumes(layout);
     }
     packages::ensure()?;
+    refuse_foreign(layout)?;
     let bin = binary::ensure()?;
     if status::anything_left(layout) {
         println!("the cluster is only partly up: {}", status::problems(layout).join("; "));
@@ -143,6 +144,22 @@ fn start(layout: &Layout, bin: &Path, begin: Instant) -> Result<()> {
     recycle_volumes(layout)
 }
 
+/// The host's link lives as long as the fabric. A link without our fabric is another cluster's, whose processes only the
+/// directory that it was started from knows.
+fn refuse_foreign(layout: &Layout) -> Result<()> {
+    let known = || Processes::of(layout).running(network::FABRIC).is_some();
+    let clear = || Ok((known() || !network::link_exists(layout)).then_some(()));
+    // A fabric that has just died takes the link with it in a moment.
+    command::wait_for("the link to go", Duration::from_secs(3), clear).with_context(|| {
+        format!(
+            "the link {} belongs to a cluster that was started with another cache directory (XDG_CACHE_HOME, HOME) than {}: \
+             run `cargo xtask cluster down` with that setting first",
+            layout.host_link(),
+            layout.state.display()
+        )
+    })
+}
+
 /// What every cluster holds from the beginning.
 fn objects(layout: &Layout) -> Vec<Value> {
     [dns::objects(layout), storage::objects(layout)].concat()
@@ -176,6 +193,7 @@ pub fn down(layout: &Layout, purge: bool) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             bail!("stopping the cluster needs root, as starting it did");
         }
+        refuse_foreign(layout)?;
         stop(layout)?;
         println!("the cluster is down ({:.1} s)", begin.elapsed().as_secs_f32());
     } else {
