@@ -1,12 +1,17 @@
 //! The release machine: (plan, journal, observed, now) → (next journal, actions). Pure: no I/O, no clock, no client.
 //!
-//! A phase is a function of what is planned, journalled and seen. The driver in [`decide`] begins phases, keeps their
+//! A phase is a function of what is planned, journalled and seen. The driver in [`decide()`] begins phases, keeps their
 //! limits, turns back on failure and closes the attempt; it is the only place that moves the journal forward.
 //! The caller stores the returned journal *before* it carries the actions out. To add a phase: write one module with a
 //! `step` function and add one line to [`phase::FORWARD`].
 
 pub mod action;
+mod decide;
+pub mod image;
+pub mod phase;
 pub mod seen;
+pub mod version;
 
 pub use action::{Action, Precondition};
+pub use decide::{Decision, decide};
 pub use seen::Observed;

@@ -1,0 +1,28 @@
+//! IngestionReenable: flag off, workers back at their counts, and the gate that the queue is normal again.
+
+use super::{Context, Done, Phase, Step, chain, flag, take, to_prior};
+use crate::{api::GoDuration, job::protocol::JobInput};
+
+pub const PHASE: Phase = Phase {
+    name: "IngestionReenable",
+    limit: |plan| Some(GoDuration::from_secs(plan.timeouts.rollout.as_secs() + plan.gate_seconds.unsigned_abs())),
+    step,
+    uninterruptible: false,
+};
+
+/// Remembered when all writers are back, before the gate begins.
+pub const WORKERS_BACK: &str = "workers-back";
+
+fn step(cx: &Context<'_>) -> Step {
+    chain!(flag(cx, false));
+    let workers = take!(cx.workers());
+    chain!(to_prior(&workers));
+    if !cx.record.done.contains_key(WORKERS_BACK) {
+        return Step::Remember { key: WORKERS_BACK.to_owned(), value: format!("{} workloads", workers.len()) };
+    }
+    if cx.plan.jobs.iter().all(|job| job.step != "gate") {
+        return Step::done("ingestion runs; no check of stage IngestionReenable was asked for");
+    }
+    let report = take!(cx.job("gate", JobInput::default()));
+    Step::Done(Box::new(Done { message: report.message.clone(), facts: report.facts.clone() }))
+}

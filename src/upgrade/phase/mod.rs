@@ -1,0 +1,375 @@
+//! What all phases share: their context, their answers, their order, and the few moves that several of them make.
+
+mod halt;
+mod image_bump;
+mod ingestion_reenable;
+mod leave;
+mod migrate;
+mod quiesce;
+mod resume;
+mod snapshot_export;
+mod start;
+mod verification;
+
+use jiff::Timestamp;
+
+use super::{
+    Action, Observed, Precondition,
+    seen::{Blame, JobState, PodSeen, Trouble, Workload},
+};
+use crate::{
+    api::{
+        GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
+        release::WorkloadRef,
+        upgrade::{Category, PhaseRecord, PlannedTarget},
+    },
+    job::protocol::{Facts, JobInput, JobReport},
+};
+
+/// One phase: its name, its limit and its step.
+pub struct Phase {
+    pub name: &'static str,
+    /// How long it may run before it counts as failed; `None`: it waits for ever, and says so.
+    pub limit: fn(&MemoriaUpgradeSpec) -> Option<GoDuration>,
+    pub step: fn(&Context<'_>) -> Step,
+    /// True when an abort must wait for its end, because stopping in the middle would leave an unknown state.
+    pub uninterruptible: bool,
+}
+
+/// The way forward, in order. PreFlight comes before it: it makes the plan.
+pub const FORWARD: &[Phase] = &[
+    quiesce::PHASE,
+    snapshot_export::PHASE,
+    image_bump::PHASE,
+    migrate::PHASE,
+    start::PHASE,
+    ingestion_reenable::PHASE,
+    verification::PHASE,
+];
+
+/// The ways to turn back or stop, by how far the attempt came.
+pub const RESUME: &Phase = &resume::PHASE;
+pub const HALT: &Phase = &halt::PHASE;
+pub const LEAVE: &Phase = &leave::PHASE;
+
+/// Names that the driver and the status need.
+pub const QUIESCE: &str = quiesce::PHASE.name;
+pub const IMAGE_BUMP: &str = image_bump::PHASE.name;
+pub const INGESTION_REENABLE: &str = ingestion_reenable::PHASE.name;
+
+/// The phase of that name, on the way forward or back.
+pub fn by_name(name: &str) -> Option<&'static Phase> {
+    FORWARD.iter().chain([RESUME, HALT, LEAVE]).find(|phase| phase.name == name)
+}
+
+/// All that a phase may look at.
+pub struct Context<'a> {
+    /// The attempt's name.
+    pub attempt: &'a str,
+    pub namespace: &'a str,
+    pub plan: &'a MemoriaUpgradeSpec,
+    pub journal: &'a MemoriaUpgradeStatus,
+    /// This phase's own record.
+    pub record: &'a PhaseRecord,
+    pub seen: &'a Observed,
+    pub now: Timestamp,
+}
+
+/// What a phase wants next.
+#[derive(Debug)]
+pub enum Step {
+    /// Act, then look again. The message says what is under way; it must not change while nothing changes.
+    Act {
+        actions: Vec<Action>,
+        message: String,
+    },
+    /// Remember that a part is done (or is about to be) before going on.
+    Remember {
+        key: String,
+        value: String,
+    },
+    /// Look again when something changes.
+    Wait {
+        message: String,
+    },
+    Done(Box<Done>),
+    Fail {
+        category: Category,
+        reason: String,
+        message: String,
+    },
+}
+
+/// What a finished phase leaves in the journal.
+#[derive(Debug, Default)]
+pub struct Done {
+    pub message: String,
+    /// From a Job's report: snapshot, migrations, checks.
+    pub facts: Option<Facts>,
+}
+
+impl Step {
+    pub fn done(message: impl Into<String>) -> Self {
+        Self::Done(Box::new(Done { message: message.into(), facts: None }))
+    }
+
+    pub fn wait(message: impl Into<String>) -> Self {
+        Self::Wait { message: message.into() }
+    }
+
+    pub fn act(actions: Vec<Action>, message: impl Into<String>) -> Self {
+        Self::Act { actions, message: message.into() }
+    }
+
+    pub fn fail(category: Category, reason: &str, message: impl Into<String>) -> Self {
+        Self::Fail { category, reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+/// One workload of the plan beside what is seen of it.
+pub struct Member<'a> {
+    pub reference: &'a WorkloadRef,
+    pub uid: &'a str,
+    /// The count to come back to.
+    pub replicas: i32,
+    pub seen: &'a Workload,
+}
+
+impl Member<'_> {
+    pub fn precondition(&self) -> Precondition {
+        Precondition { uid: self.uid.to_owned(), resource_version: self.seen.resource_version.clone() }
+    }
+
+    pub fn scale(&self, replicas: i32) -> Action {
+        Action::Scale { workload: self.reference.clone(), precondition: self.precondition(), replicas }
+    }
+}
+
+impl<'a> Context<'a> {
+    /// Targets that come back at Start.
+    pub fn servers(&self) -> Result<Vec<Member<'a>>, Step> {
+        self.plan.targets.iter().filter(|t| !t.worker).map(|t| self.target(t)).collect()
+    }
+
+    /// All that comes back at IngestionReenable: workers, and targets that are workers too.
+    pub fn workers(&self) -> Result<Vec<Member<'a>>, Step> {
+        let targets = self.plan.targets.iter().filter(|t| t.worker).map(|t| self.target(t));
+        let workers = self.plan.workers.iter().map(|w| {
+            let seen = self.seen.workers.get(&w.workload).filter(|seen| seen.uid == w.uid);
+            seen.map(|seen| Member { reference: &w.workload, uid: &w.uid, replicas: w.replicas, seen })
+                .ok_or_else(|| replaced(&w.workload))
+        });
+        targets.chain(workers).collect()
+    }
+
+    /// Everything that can write.
+    pub fn writers(&self) -> Result<Vec<Member<'a>>, Step> {
+        let mut all = self.workers()?;
+        all.extend(self.servers()?);
+        Ok(all)
+    }
+
+    pub fn target(&self, planned: &'a PlannedTarget) -> Result<Member<'a>, Step> {
+        let seen = self.seen.targets.get(&planned.name).filter(|seen| seen.uid == planned.uid);
+        seen.map(|seen| Member { reference: &planned.workload, uid: &planned.uid, replicas: planned.replicas, seen })
+            .ok_or_else(|| replaced(&planned.workload))
+    }
+
+    /// A failure when a writer came back although it must be gone: the proof that nothing writes is void.
+    pub fn breach(&self) -> Result<(), Step> {
+        for writer in self.writers()? {
+            if !writer.seen.is_gone() {
+                let pod = writer.seen.pods.first().map(|pod| format!(", pod {}", pod.name)).unwrap_or_default();
+                return Err(Step::fail(
+                    Category::Conflict,
+                    "WriterCameBack",
+                    format!(
+                        "{} runs again (replicas {}{pod}) although the attempt keeps it at zero; something else scales \
+                         it: pause that for the upgrade",
+                        writer.reference, writer.seen.replicas
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one Job from absent to its report.
+    pub fn job(&self, step: &str, input: JobInput) -> Result<&'a JobReport, Step> {
+        let name = format!("{}-{step}", self.attempt);
+        let Some(job) = self.seen.jobs.get(step) else {
+            let create = Action::CreateJob { step: step.to_owned(), input };
+            return Err(Step::act(vec![create], format!("job {name} starts")));
+        };
+        match &job.state {
+            JobState::Running { trouble: None } => Err(Step::wait(format!("job {name} runs"))),
+            JobState::Running { trouble: Some(trouble) } => Err(self.job_trouble(&name, trouble)),
+            JobState::Finished { succeeded: true, report: Some(report), .. } if report.ok => Ok(report),
+            JobState::Finished { report: Some(report), .. } if !report.ok => Err(Step::Fail {
+                category: report.category.unwrap_or(Category::Bug),
+                reason: report.reason.clone(),
+                message: report.message.clone(),
+            }),
+            JobState::Finished { detail, .. } => Err(Step::fail(
+                Category::Environment,
+                "JobLost",
+                format!("job {name} ended without a result ({detail}); see: {}", self.logs(&name)),
+            )),
+            JobState::Foreign { detail } => Err(Step::fail(
+                Category::Conflict,
+                "ForeignJob",
+                format!("a job named {name} is not this attempt's ({detail}); delete it, then start again"),
+            )),
+        }
+    }
+
+    fn job_trouble(&self, name: &str, trouble: &Trouble) -> Step {
+        let message = format!("the pod of job {name} does not run: {}: {}", trouble.reason, trouble.message);
+        match trouble.is_lasting() {
+            Some(_) => Step::fail(Category::Environment, "JobCannotRun", message),
+            None => Step::wait(message),
+        }
+    }
+
+    /// The command that shows a Job's output.
+    pub fn logs(&self, job: &str) -> String {
+        format!("kubectl -n {} logs job/{job} --all-containers", self.namespace)
+    }
+}
+
+fn replaced(workload: &WorkloadRef) -> Step {
+    Step::fail(
+        Category::Conflict,
+        "WorkloadReplaced",
+        format!(
+            "{workload} is not the object that was planned: it was deleted or made anew; \
+             bring it back as it was, then start again"
+        ),
+    )
+}
+
+/// Scales to zero what is not there yet, then waits until its pods are gone. `Ok` when all are.
+pub fn to_zero(members: &[Member<'_>]) -> Result<(), Step> {
+    let scale: Vec<_> = members.iter().filter(|m| m.seen.replicas != 0).map(|m| m.scale(0)).collect();
+    if !scale.is_empty() {
+        let names: Vec<_> = members.iter().map(|m| m.reference.to_string()).collect();
+        return Err(Step::act(scale, format!("scaling {} to zero", names.join(", "))));
+    }
+    let left: Vec<_> = members.iter().filter(|m| !m.seen.is_gone()).map(|m| m.reference.to_string()).collect();
+    if left.is_empty() { Ok(()) } else { Err(Step::wait(format!("the pods of {} end", left.join(", ")))) }
+}
+
+/// Scales back to the prior counts, then waits for the rollouts. `Ok` when all are ready.
+pub fn to_prior(members: &[Member<'_>]) -> Result<(), Step> {
+    let scale: Vec<_> = members.iter().filter(|m| m.seen.replicas != m.replicas).map(|m| m.scale(m.replicas)).collect();
+    if !scale.is_empty() {
+        let names: Vec<_> = members.iter().map(|m| format!("{} to {}", m.reference, m.replicas)).collect();
+        return Err(Step::act(scale, format!("scaling {}", names.join(", "))));
+    }
+    for member in members.iter().filter(|m| !m.seen.is_rolled_out(m.replicas)) {
+        if let Some((pod, trouble)) = lasting_trouble(&member.seen.pods) {
+            return Err(pod_failure(&format!("pod {} of {}", pod.name, member.reference), trouble));
+        }
+        return Err(Step::wait(format!("{} comes to {} ready pods", member.reference, member.replicas)));
+    }
+    Ok(())
+}
+
+fn lasting_trouble(pods: &[PodSeen]) -> Option<(&PodSeen, &Trouble)> {
+    pods.iter()
+        .filter(|pod| !pod.deleting)
+        .filter_map(|pod| pod.trouble.as_ref().map(|trouble| (pod, trouble)))
+        .find(|(_, trouble)| trouble.is_lasting().is_some())
+}
+
+/// A pod that cannot run, as a failure.
+pub fn pod_failure(what: &str, trouble: &Trouble) -> Step {
+    let category = match trouble.is_lasting() {
+        Some(Blame::Image) => Category::Candidate,
+        _ => Category::Environment,
+    };
+    Step::fail(category, "PodCannotRun", format!("{what} does not run: {}: {}", trouble.reason, trouble.message))
+}
+
+/// Marks what does not bear this attempt's mark yet. `Ok` when all do.
+pub fn mark(attempt: &str, members: &[Member<'_>]) -> Result<(), Step> {
+    let mut actions = Vec::new();
+    for member in members {
+        match member.seen.attempt.as_deref() {
+            Some(mark) if mark == attempt => {}
+            Some(other) => {
+                return Err(Step::fail(
+                    Category::Conflict,
+                    "MarkedByAnotherAttempt",
+                    format!(
+                        "{} bears the mark of attempt {other}, whose journal is not this one; if {other} is gone for \
+                         good, check its data, then remove the annotation {}",
+                        member.reference,
+                        crate::api::marks::ATTEMPT_ANNOTATION
+                    ),
+                ));
+            }
+            None => actions.push(Action::Mark {
+                workload: member.reference.clone(),
+                uid: member.uid.to_owned(),
+                prior_replicas: member.replicas,
+            }),
+        }
+    }
+    if actions.is_empty() { Ok(()) } else { Err(Step::act(actions, "marking targets and workers")) }
+}
+
+/// Takes the attempt's marks away. `Ok` when none is left.
+pub fn unmark(members: &[Member<'_>]) -> Result<(), Step> {
+    let actions: Vec<_> = members
+        .iter()
+        .filter(|m| m.seen.attempt.is_some())
+        .map(|m| Action::Unmark { workload: m.reference.clone(), uid: m.uid.to_owned() })
+        .collect();
+    if actions.is_empty() { Ok(()) } else { Err(Step::act(actions, "removing the attempt's marks")) }
+}
+
+/// Lets Kubernetes clean up the attempt's finished Jobs. `Ok` when all are armed.
+pub fn arm_jobs(cx: &Context<'_>) -> Result<(), Step> {
+    let actions: Vec<_> = cx
+        .seen
+        .jobs
+        .iter()
+        .filter(|(_, job)| !job.ttl_armed && matches!(job.state, JobState::Finished { .. }))
+        .map(|(step, job)| Action::ArmJobTtl { step: step.clone(), uid: job.uid.clone() })
+        .collect();
+    if actions.is_empty() { Ok(()) } else { Err(Step::act(actions, "arming the clean-up of finished jobs")) }
+}
+
+/// Sets the maintenance flag where there is one. `Ok` when it has the value.
+pub fn flag(cx: &Context<'_>, on: bool) -> Result<(), Step> {
+    let Some(flag) = &cx.plan.maintenance_flag else { return Ok(()) };
+    let value = if on { &flag.on_value } else { &flag.off_value };
+    if cx.seen.flag.as_ref() == Some(value) {
+        return Ok(());
+    }
+    let at = &flag.config_map_key_ref;
+    Err(Step::act(
+        vec![Action::SetFlag { value: value.clone() }],
+        format!("setting the maintenance flag {}/{} to {value}", at.name, at.key),
+    ))
+}
+
+/// Runs a chain of parts that each say `Ok` when done.
+macro_rules! chain {
+    ($($part:expr),+ $(,)?) => {
+        $(if let Err(step) = $part { return step; })+
+    };
+}
+pub(crate) use chain;
+
+/// `Ok` value or the step that is to be taken instead.
+macro_rules! take {
+    ($value:expr) => {
+        match $value {
+            Ok(value) => value,
+            Err(step) => return step,
+        }
+    };
+}
+pub(crate) use take;

@@ -1,0 +1,17 @@
+//! Quiesce: maintenance flag on, workers and then servers to zero, pods gone, and the proof that nothing writes.
+
+use super::{Context, Phase, Step, chain, flag, mark, take, to_zero};
+use crate::job::protocol::JobInput;
+
+pub const PHASE: Phase =
+    Phase { name: "Quiesce", limit: |plan| Some(plan.timeouts.quiesce), step, uninterruptible: false };
+
+fn step(cx: &Context<'_>) -> Step {
+    // Marks first: from the first stopped pod on, the way back must be readable on the workloads themselves.
+    chain!(mark(cx.attempt, &take!(cx.writers())));
+    chain!(flag(cx, true));
+    // Workers before servers, so that what they hold can still be handed over.
+    chain!(to_zero(&take!(cx.workers())), to_zero(&take!(cx.servers())));
+    let report = take!(cx.job("fence", JobInput::default()));
+    Step::done(report.message.clone())
+}

@@ -1,0 +1,35 @@
+//! Resume: an attempt that failed before the image moved brings back what ran before; nothing else was touched.
+
+use super::{Context, Phase, Step, arm_jobs, chain, flag, take, to_prior, unmark};
+use crate::upgrade::{Action, seen::JobState};
+
+pub const PHASE: Phase = Phase { name: "Resume", limit: |_| None, step, uninterruptible: true };
+
+fn step(cx: &Context<'_>) -> Step {
+    // A snapshot that still runs holds locks that would keep the servers waiting.
+    let running: Vec<_> = cx
+        .seen
+        .jobs
+        .iter()
+        .filter(|(_, job)| matches!(job.state, JobState::Running { .. }))
+        .map(|(step, job)| Action::DeleteJob { step: step.clone(), uid: job.uid.clone() })
+        .collect();
+    if !running.is_empty() {
+        return Step::act(running, "ending the attempt's jobs");
+    }
+    let servers: Vec<_> = take!(cx.servers()).into_iter().filter(|m| m.seen.attempt.is_some()).collect();
+    let workers: Vec<_> = take!(cx.workers()).into_iter().filter(|m| m.seen.attempt.is_some()).collect();
+    if !servers.is_empty() || !workers.is_empty() {
+        chain!(wait_only(to_prior(&servers)), flag(cx, false), wait_only(to_prior(&workers)));
+    }
+    chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
+    Step::done("what ran before runs again; database, images and configuration were not touched")
+}
+
+/// Here a pod that cannot start is waited for: there is nothing to turn back to.
+fn wait_only(part: Result<(), Step>) -> Result<(), Step> {
+    part.map_err(|step| match step {
+        Step::Fail { message, .. } => Step::wait(message),
+        other => other,
+    })
+}

@@ -1,0 +1,83 @@
+//! Start: for each target a candidate pod that no Service selects; once it is ready, the target comes back to its count.
+//! The Server goes first, because the others may need it to become ready.
+
+use super::{Context, Phase, Step, pod_failure, take, to_prior};
+use crate::{
+    api::{
+        release::Role,
+        upgrade::{Category, PlannedTarget},
+    },
+    upgrade::Action,
+};
+
+pub const PHASE: Phase = Phase {
+    name: "Start",
+    // The candidates one after the other, then the rollouts.
+    limit: |plan| {
+        let parts = 1 + plan.targets.len() as u64;
+        Some(crate::api::GoDuration::from_secs(plan.timeouts.rollout.as_secs() * parts))
+    },
+    step,
+    uninterruptible: false,
+};
+
+/// How often a candidate may die before it is called broken.
+const MAX_RESTARTS: i32 = 2;
+
+fn step(cx: &Context<'_>) -> Step {
+    let mut order: Vec<&PlannedTarget> = cx.plan.targets.iter().filter(|t| t.replicas > 0).collect();
+    order.sort_by_key(|t| t.role != Role::Server);
+    for target in order {
+        if let Err(step) = candidate(cx, target) {
+            return step;
+        }
+        if !target.worker
+            && let Err(step) = to_prior(&[take!(cx.target(target))])
+        {
+            return step;
+        }
+    }
+    Step::done("every candidate was ready, and every server is back at its count")
+}
+
+/// Brings the candidate of one target from absent to proved and gone.
+fn candidate(cx: &Context<'_>, target: &PlannedTarget) -> Result<(), Step> {
+    let key = format!("candidate-{}", target.name);
+    let proved = cx.record.done.contains_key(&key);
+    let pod = cx.seen.candidates.get(&target.name);
+    match (proved, pod) {
+        (true, None) => Ok(()),
+        (true, Some(pod)) if pod.deleting => {
+            Err(Step::wait(format!("the candidate of {} ends before its target starts", target.name)))
+        }
+        (true, Some(pod)) => Err(Step::act(
+            vec![Action::DeleteCandidate { target: target.name.clone(), uid: pod.uid.clone() }],
+            format!("the candidate of {} is ready; it makes way for its target", target.name),
+        )),
+        (false, None) => Err(Step::act(
+            vec![Action::CreateCandidate { target: target.name.clone() }],
+            format!("starting one candidate of {}", target.name),
+        )),
+        (false, Some(pod)) if pod.ready => Err(Step::Remember { key, value: format!("ready: {}", pod.name) }),
+        (false, Some(pod)) => {
+            let what = format!("candidate {}", pod.name);
+            if let Some(trouble) = pod.trouble.as_ref().filter(|trouble| trouble.is_lasting().is_some()) {
+                return Err(pod_failure(&what, trouble));
+            }
+            if pod.restarts >= MAX_RESTARTS || pod.phase == "Failed" || pod.phase == "Succeeded" {
+                let why = pod.trouble.as_ref().map(|t| format!(" ({})", t.message)).unwrap_or_default();
+                return Err(Step::fail(
+                    Category::Candidate,
+                    "CandidateCrashed",
+                    format!(
+                        "{what} ended {} times{why}; see: kubectl -n {} logs {} --previous",
+                        pod.restarts.max(1),
+                        cx.namespace,
+                        pod.name
+                    ),
+                ));
+            }
+            Err(Step::wait(format!("{what} becomes ready")))
+        }
+    }
+}
