@@ -15,3 +15,8 @@ pub mod version;
 pub use action::{Action, Precondition};
 pub use decide::{Decision, decide};
 pub use seen::Observed;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;

@@ -259,13 +259,19 @@ pub fn to_zero(members: &[Member<'_>]) -> Result<(), Step> {
     if left.is_empty() { Ok(()) } else { Err(Step::wait(format!("the pods of {} end", left.join(", ")))) }
 }
 
+/// Scales back to the prior counts, without waiting for pods. `Ok` when all are asked for.
+pub fn scale_back(members: &[Member<'_>]) -> Result<(), Step> {
+    let scale: Vec<_> = members.iter().filter(|m| m.seen.replicas != m.replicas).map(|m| m.scale(m.replicas)).collect();
+    if scale.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = members.iter().map(|m| format!("{} to {}", m.reference, m.replicas)).collect();
+    Err(Step::act(scale, format!("scaling {}", names.join(", "))))
+}
+
 /// Scales back to the prior counts, then waits for the rollouts. `Ok` when all are ready.
 pub fn to_prior(members: &[Member<'_>]) -> Result<(), Step> {
-    let scale: Vec<_> = members.iter().filter(|m| m.seen.replicas != m.replicas).map(|m| m.scale(m.replicas)).collect();
-    if !scale.is_empty() {
-        let names: Vec<_> = members.iter().map(|m| format!("{} to {}", m.reference, m.replicas)).collect();
-        return Err(Step::act(scale, format!("scaling {}", names.join(", "))));
-    }
+    scale_back(members)?;
     for member in members.iter().filter(|m| !m.seen.is_rolled_out(m.replicas)) {
         if let Some((pod, trouble)) = lasting_trouble(&member.seen.pods) {
             return Err(pod_failure(&format!("pod {} of {}", pod.name, member.reference), trouble));

@@ -1,0 +1,350 @@
+//! A small world for tests: it carries actions out as Kubernetes would, one change at a time, so that whole attempts
+//! can be driven, interrupted anywhere, and compared.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::{
+    Action, Decision, Observed, decide,
+    seen::{JobSeen, JobState, PodSeen, Trouble, Workload},
+};
+use crate::{
+    api::{
+        GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
+        release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkloadKind, WorkloadRef},
+        upgrade::{
+            Category, DatabaseIdentity, PlannedDatabase, PlannedJob, PlannedStorage, PlannedTarget, PlannedWorker,
+        },
+    },
+    job::protocol::{Facts, JobReport, SnapshotFacts},
+};
+
+pub const ATTEMPT: &str = "memoria-1";
+pub const OLD: &str = "r/server:0.9.0";
+pub const NEW: &str = "r/server:1.0.0@sha256:new";
+
+/// What the next Job, pod or write shall do instead of going well.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// The Job of this step reports this failure.
+    JobFails { step: &'static str, category: Category, reason: &'static str },
+    /// The Job of this step ends without a report.
+    JobVanishes { step: &'static str },
+    /// The Job of this step never ends.
+    JobHangs { step: &'static str },
+    /// The candidate's image cannot be pulled.
+    CandidatePull,
+    /// The candidate dies again and again.
+    CandidateCrashes,
+    /// Replicas of the server come back by another hand once they are at zero.
+    ScaledUpByOther,
+}
+
+pub struct World {
+    pub plan: MemoriaUpgradeSpec,
+    pub journal: MemoriaUpgradeStatus,
+    pub seen: Observed,
+    pub now: Timestamp,
+    pub faults: Vec<Fault>,
+    /// Every act that was carried out, in words.
+    pub acts: Vec<String>,
+    /// How many journals were stored.
+    pub stored: usize,
+}
+
+fn workload_ref(name: &str) -> WorkloadRef {
+    WorkloadRef { kind: WorkloadKind::Deployment, name: name.to_owned() }
+}
+
+fn pods(name: &str, count: i32) -> Vec<PodSeen> {
+    (0..count)
+        .map(|i| PodSeen {
+            name: format!("{name}-{i}"),
+            uid: format!("{name}-{i}"),
+            phase: "Running".into(),
+            ready: true,
+            ..PodSeen::default()
+        })
+        .collect()
+}
+
+fn running(name: &str, count: i32, image: &str) -> Workload {
+    Workload {
+        uid: format!("uid-{name}"),
+        resource_version: "1".into(),
+        generation: 1,
+        observed_generation: 1,
+        replicas: count,
+        status_replicas: count,
+        updated_replicas: count,
+        ready_replicas: count,
+        image: image.into(),
+        pods: pods(name, count),
+        ..Workload::default()
+    }
+}
+
+fn target(name: &str, role: Role, replicas: i32) -> PlannedTarget {
+    PlannedTarget {
+        name: name.into(),
+        role,
+        workload: workload_ref(name),
+        uid: format!("uid-{name}"),
+        container: name.into(),
+        from_image: OLD.into(),
+        from_digest: "r/server@sha256:old".into(),
+        to_image: NEW.into(),
+        replicas,
+        worker: false,
+        candidate: serde_json::json!({}),
+    }
+}
+
+impl World {
+    /// A server with two replicas, a dashboard with one, a worker with three, a flag, and all Jobs.
+    pub fn new() -> Self {
+        let job = |step: &str| PlannedJob { step: step.into(), manifest: serde_json::json!({}) };
+        let plan = MemoriaUpgradeSpec {
+            machine_version: 1,
+            release_name: "memoria".into(),
+            release_uid: "uid".into(),
+            release_generation: 2,
+            run: "memoria-pf-1".into(),
+            plan_hash: "hash".into(),
+            operator_version: "0".into(),
+            from: "0.9.0".into(),
+            to: "1.0.0".into(),
+            targets: vec![target("server", Role::Server, 2), target("dashboard", Role::Dashboard, 1)],
+            workers: vec![PlannedWorker { workload: workload_ref("ingest"), uid: "uid-ingest".into(), replicas: 3 }],
+            maintenance_flag: Some(MaintenanceFlag {
+                config_map_key_ref: KeyRef { name: "flags".into(), key: "maintenance".into() },
+                on_value: "true".into(),
+                off_value: "false".into(),
+            }),
+            database: PlannedDatabase {
+                major: 15,
+                identity: DatabaseIdentity {
+                    system_identifier: "1".into(),
+                    name: "memoria".into(),
+                    oid: 1,
+                    host: "db:5432".into(),
+                },
+                bytes: 1,
+            },
+            storage: PlannedStorage { claim_name: "memoria-snapshots".into(), directory: "d".into() },
+            migrations: vec!["add_consents".into()],
+            timeouts: Timeouts::default(),
+            jobs: ["fence", "snapshot", "migrate", "gate", "bootstrap", "verify"].map(job).to_vec(),
+            gate_seconds: 600,
+            checks: Vec::new(),
+        };
+        let seen = Observed {
+            targets: BTreeMap::from([
+                ("server".into(), running("server", 2, OLD)),
+                ("dashboard".into(), running("dashboard", 1, OLD)),
+            ]),
+            workers: BTreeMap::from([(workload_ref("ingest"), running("ingest", 3, ""))]),
+            flag: Some("false".into()),
+            ..Observed::default()
+        };
+        let now = "2026-11-22T01:00:00Z".parse().unwrap();
+        Self { plan, journal: Default::default(), seen, now, faults: vec![], acts: vec![], stored: 0 }
+    }
+
+    pub fn with(fault: Fault) -> Self {
+        let mut world = Self::new();
+        world.faults.push(fault);
+        world
+    }
+
+    pub fn decide(&self) -> Decision {
+        decide(ATTEMPT, "ns", &self.plan, &self.journal, &self.seen, self.now)
+    }
+
+    /// One reconcile: store the journal if it changed, act, let the world move on by a second.
+    /// `lose` drops the actions from that one on, as a crash would; answers whether anything was left to do.
+    pub fn turn(&mut self, lose: Option<usize>) -> bool {
+        let decision = self.decide();
+        let changed = decision.journal != self.journal || !decision.actions.is_empty();
+        if decision.journal != self.journal {
+            self.journal = decision.journal;
+            self.stored += 1;
+        }
+        for action in decision.actions.iter().take(lose.unwrap_or(usize::MAX)) {
+            self.act(action);
+        }
+        let moved = self.pass_time();
+        self.now = self.now.checked_add(GoDuration::from_secs(1).signed()).unwrap();
+        changed || moved
+    }
+
+    /// Runs until nothing moves; then jumps to the limit, if there is one, as a hung world would.
+    pub fn run(&mut self) {
+        for _ in 0..2000 {
+            if self.turn(None) {
+                continue;
+            }
+            match self.decide().wake {
+                Some(wake) if wake > self.now => self.now = wake,
+                _ => return,
+            }
+        }
+        panic!("the attempt does not settle: {:?}", self.journal.message);
+    }
+
+    fn fault(&self, wanted: impl Fn(&Fault) -> bool) -> bool {
+        self.faults.iter().any(wanted)
+    }
+
+    pub fn workload(&mut self, reference: &WorkloadRef) -> &mut Workload {
+        match self.seen.targets.get_mut(&reference.name) {
+            Some(target) => target,
+            None => self.seen.workers.get_mut(reference).unwrap(),
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        self.acts.push(match action {
+            Action::Mark { workload, .. } => format!("mark {workload}"),
+            Action::Unmark { workload, .. } => format!("unmark {workload}"),
+            Action::Scale { workload, replicas, .. } => format!("scale {workload} {replicas}"),
+            Action::SetImage { workload, image, .. } => format!("image {workload} {image}"),
+            Action::SetFlag { value } => format!("flag {value}"),
+            Action::CreateJob { step, .. } => format!("job {step}"),
+            Action::DeleteJob { step, .. } => format!("delete job {step}"),
+            Action::ArmJobTtl { step, .. } => format!("arm {step}"),
+            Action::CreateCandidate { target } => format!("candidate {target}"),
+            Action::DeleteCandidate { target, .. } => format!("delete candidate {target}"),
+        });
+        match action {
+            Action::Mark { workload, prior_replicas, .. } => {
+                let seen = self.workload(workload);
+                seen.attempt = Some(ATTEMPT.into());
+                seen.prior_replicas = Some(prior_replicas.to_string());
+            }
+            Action::Unmark { workload, .. } => {
+                let seen = self.workload(workload);
+                seen.attempt = None;
+                seen.prior_replicas = None;
+            }
+            Action::Scale { workload, replicas, precondition } => {
+                let seen = self.workload(workload);
+                assert_eq!(precondition.resource_version, seen.resource_version, "a stale write");
+                seen.replicas = *replicas;
+                seen.generation += 1;
+            }
+            Action::SetImage { workload, image, .. } => {
+                let seen = self.workload(workload);
+                assert!(seen.is_gone(), "the image moved while pods ran");
+                seen.image.clone_from(image);
+                seen.generation += 1;
+            }
+            Action::SetFlag { value } => self.seen.flag = Some(value.clone()),
+            Action::CreateJob { step, .. } => {
+                let job = JobSeen {
+                    uid: step.clone(),
+                    state: JobState::Running { trouble: None },
+                    image_id: None,
+                    ttl_armed: false,
+                };
+                assert!(self.seen.jobs.insert(step.clone(), job).is_none(), "job {step} ran twice");
+            }
+            Action::DeleteJob { step, .. } => {
+                self.seen.jobs.remove(step);
+            }
+            Action::ArmJobTtl { step, .. } => self.seen.jobs.get_mut(step).unwrap().ttl_armed = true,
+            Action::CreateCandidate { target } => {
+                let pod = PodSeen { name: format!("c-{target}"), uid: "u".into(), ..PodSeen::default() };
+                assert!(self.seen.candidates.insert(target.clone(), pod).is_none());
+            }
+            Action::DeleteCandidate { target, .. } => {
+                self.seen.candidates.get_mut(target).unwrap().deleting = true;
+            }
+        }
+    }
+
+    /// Controllers, kubelets and Jobs go one step; answers whether anything changed.
+    fn pass_time(&mut self) -> bool {
+        let before = self.seen.clone();
+        let zeroed = self.seen.jobs.contains_key("snapshot");
+        if self.fault(|f| *f == Fault::ScaledUpByOther) && zeroed {
+            self.faults.retain(|f| *f != Fault::ScaledUpByOther);
+            let server = self.workload(&workload_ref("server"));
+            server.replicas = 1;
+            server.generation += 1;
+        }
+        for (name, seen) in &mut self.seen.targets {
+            settle(name, seen);
+        }
+        for (reference, seen) in &mut self.seen.workers {
+            settle(&reference.name, seen);
+        }
+        let (pull, crash) = (self.fault(|f| *f == Fault::CandidatePull), self.fault(|f| *f == Fault::CandidateCrashes));
+        self.seen.candidates.retain(|_, pod| !pod.deleting);
+        for pod in self.seen.candidates.values_mut() {
+            let trouble = |reason: &str| Some(Trouble { reason: reason.into(), message: "m".into() });
+            match (pull, crash) {
+                (true, _) => pod.trouble = trouble("ImagePullBackOff"),
+                (_, true) => pod.restarts = (pod.restarts + 1).min(5),
+                _ => pod.ready = true,
+            }
+        }
+        let steps: Vec<String> = self.seen.jobs.keys().cloned().collect();
+        for step in steps {
+            if self.fault(|f| matches!(f, Fault::JobHangs { step: hung } if *hung == step)) {
+                continue;
+            }
+            let state = self.finished(&step);
+            let job = self.seen.jobs.get_mut(&step).unwrap();
+            if matches!(job.state, JobState::Running { .. }) {
+                job.state = state;
+            }
+        }
+        before != self.seen
+    }
+
+    fn finished(&self, step: &str) -> JobState {
+        let report = |ok: bool, reason: &str, category, facts| JobReport {
+            v: 1,
+            ok,
+            reason: reason.into(),
+            message: format!("{step}: {reason}"),
+            category,
+            facts,
+        };
+        for fault in &self.faults {
+            match fault {
+                Fault::JobFails { step: failing, category, reason } if *failing == step => {
+                    let report = Some(report(false, reason, Some(*category), None));
+                    return JobState::Finished { succeeded: false, report, detail: "exit 1".into() };
+                }
+                Fault::JobVanishes { step: lost } if *lost == step => {
+                    return JobState::Finished { succeeded: false, report: None, detail: "pod lost".into() };
+                }
+                _ => {}
+            }
+        }
+        let facts = (step == "snapshot").then(|| {
+            Facts::Snapshot(SnapshotFacts {
+                bytes: 1,
+                tables: 17,
+                rows: 44_000,
+                manifest_sha256: "m".into(),
+                data_digest: "d".into(),
+                restored_in_scratch: true,
+            })
+        });
+        let report = Some(report(true, "Done", None, facts));
+        JobState::Finished { succeeded: true, report, detail: "Complete".into() }
+    }
+}
+
+fn settle(name: &str, seen: &mut Workload) {
+    seen.observed_generation = seen.generation;
+    seen.resource_version = format!("{}-{}", seen.generation, seen.attempt.is_some());
+    seen.pods = pods(name, seen.replicas);
+    seen.status_replicas = seen.replicas;
+    seen.updated_replicas = seen.replicas;
+    seen.ready_replicas = seen.replicas;
+}
