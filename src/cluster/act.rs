@@ -1,0 +1,300 @@
+//! Carries out what the machine asks for: one bounded request (or a read and a write) each, idempotent, fenced by UID
+//! and resourceVersion, never retried here.
+
+use k8s_openapi::{
+    api::{
+        autoscaling::v1::{Scale, ScaleSpec},
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod, Service},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::{
+    client::bounded,
+    error::{ClusterError, Kind},
+    observe::name_of,
+    template, workload,
+};
+use crate::{
+    api::{
+        MemoriaRelease, MemoriaUpgrade,
+        marks::{
+            ATTEMPT_ANNOTATION, IMAGE_MANAGER, OWNER_ANNOTATION, OWNER_MANAGER, PRIOR_REPLICAS_ANNOTATION,
+            SCALE_MANAGER,
+        },
+        release::{MaintenanceFlag, WorkloadRef},
+        upgrade::{PlannedJob, PlannedTarget},
+    },
+    upgrade::{Action, Precondition},
+};
+
+/// How long a finished Job stays once its result is recorded, in seconds: a week.
+pub const JOB_TTL_SECONDS: i32 = 604_800;
+
+/// Carries out one action. Called only after the journal that intends it was stored, with `upgrade` and the action's
+/// preconditions from reads made after that.
+pub async fn act(
+    client: &Client,
+    ns: &str,
+    release: &MemoriaRelease,
+    upgrade: &MemoriaUpgrade,
+    action: &Action,
+) -> Result<(), ClusterError> {
+    let owner = release.uid().unwrap_or_default();
+    let attempt = upgrade.name_any();
+    match action {
+        Action::Mark { workload, uid, prior_replicas } => {
+            let annotations = marks(&owner, Some((&attempt, *prior_replicas)));
+            mark(client, ns, workload, uid, &owner, annotations, false).await
+        }
+        Action::Unmark { workload, uid } => mark(client, ns, workload, uid, &owner, marks(&owner, None), false).await,
+        Action::Scale { workload, precondition, replicas } => {
+            scale(client, ns, workload, precondition, *replicas, false).await
+        }
+        Action::SetImage { workload, precondition, container, image } => {
+            set_image(client, ns, workload, precondition, container, image, false).await
+        }
+        Action::SetFlag { value } => set_flag(client, ns, upgrade, value).await,
+        Action::CreateJob { step, input } => {
+            let planned = planned_job(upgrade, step)?;
+            let manifest = template::with_input(&planned.manifest, input)
+                .map_err(|e| ClusterError::malformed("write the input of", format!("step {step}"), e.to_string()))?;
+            create_job(client, ns, &manifest).await
+        }
+        Action::DeleteJob { step, uid } => {
+            delete::<Job>(client, ns, "job", name_of(&planned_job(upgrade, step)?.manifest), uid).await
+        }
+        Action::ArmJobTtl { step, uid } => {
+            arm_ttl(client, ns, name_of(&planned_job(upgrade, step)?.manifest), uid).await
+        }
+        Action::CreateCandidate { target } => {
+            create_candidate(client, ns, &planned_target(upgrade, target)?.candidate).await
+        }
+        Action::DeleteCandidate { target, uid } => {
+            delete::<Pod>(client, ns, "pod", name_of(&planned_target(upgrade, target)?.candidate), uid).await
+        }
+    }
+}
+
+fn planned_job<'a>(upgrade: &'a MemoriaUpgrade, step: &str) -> Result<&'a PlannedJob, ClusterError> {
+    let found = upgrade.spec.jobs.iter().find(|j| j.step == step);
+    found.ok_or_else(|| {
+        ClusterError::malformed("find the Job of", format!("step {step}"), "the plan has no such step".to_owned())
+    })
+}
+
+fn planned_target<'a>(upgrade: &'a MemoriaUpgrade, name: &str) -> Result<&'a PlannedTarget, ClusterError> {
+    let found = upgrade.spec.targets.iter().find(|t| t.name == name);
+    found.ok_or_else(|| {
+        ClusterError::malformed("find", format!("target {name}"), "the plan has no such target".to_owned())
+    })
+}
+
+fn marks(owner: &str, attempt: Option<(&str, i32)>) -> Map<String, Value> {
+    let mut annotations = Map::new();
+    annotations.insert(OWNER_ANNOTATION.to_owned(), json!(owner));
+    if let Some((attempt, prior)) = attempt {
+        annotations.insert(ATTEMPT_ANNOTATION.to_owned(), json!(attempt));
+        annotations.insert(PRIOR_REPLICAS_ANNOTATION.to_owned(), json!(prior.to_string()));
+    }
+    annotations
+}
+
+/// Each release has its own field manager, so that two releases that mark the same workload are in conflict, although
+/// both are this operator.
+pub(crate) fn owner_manager(owner: &str) -> String {
+    format!("{OWNER_MANAGER}-{owner}")
+}
+
+/// Applies exactly these annotations, and takes those away that this manager applied before and that are not among them.
+pub(crate) async fn mark(
+    client: &Client,
+    ns: &str,
+    workload: &WorkloadRef,
+    uid: &str,
+    owner: &str,
+    annotations: Map<String, Value>,
+    dry_run: bool,
+) -> Result<(), ClusterError> {
+    let patch = applied(workload, json!({"name": workload.name, "uid": uid, "annotations": annotations}), None);
+    let params = PatchParams { dry_run, field_manager: Some(owner_manager(owner)), ..Default::default() };
+    let api = workload::api(client, ns, workload.kind);
+    bounded("mark", workload, api.patch(&workload.name, &params, &Patch::Apply(patch))).await.map(drop)
+}
+
+/// Lets go of a mark that a release left which is gone: what that release itself would apply at its end.
+pub async fn release_stale_mark(
+    client: &Client,
+    ns: &str,
+    workload: &WorkloadRef,
+    uid: &str,
+    gone_owner: &str,
+) -> Result<(), ClusterError> {
+    mark(client, ns, workload, uid, gone_owner, Map::new(), false).await
+}
+
+fn applied(workload: &WorkloadRef, metadata: Value, spec: Option<Value>) -> Value {
+    let resource = workload::resource(workload.kind);
+    let mut patch = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata});
+    if let Some(spec) = spec {
+        patch["spec"] = spec;
+    }
+    patch
+}
+
+pub(crate) async fn scale(
+    client: &Client,
+    ns: &str,
+    workload: &WorkloadRef,
+    precondition: &Precondition,
+    replicas: i32,
+    dry_run: bool,
+) -> Result<(), ClusterError> {
+    let wanted = Scale {
+        metadata: ObjectMeta {
+            name: Some(workload.name.clone()),
+            namespace: Some(ns.to_owned()),
+            uid: Some(precondition.uid.clone()),
+            resource_version: Some(precondition.resource_version.clone()),
+            ..Default::default()
+        },
+        spec: Some(ScaleSpec { replicas: Some(replicas) }),
+        status: None,
+    };
+    let params = PostParams { dry_run, field_manager: Some(SCALE_MANAGER.to_owned()) };
+    let api = workload::api(client, ns, workload.kind);
+    bounded("scale", workload, api.replace_scale(&workload.name, &params, &wanted)).await.map(drop)
+}
+
+pub(crate) async fn set_image(
+    client: &Client,
+    ns: &str,
+    workload: &WorkloadRef,
+    precondition: &Precondition,
+    container: &str,
+    image: &str,
+    dry_run: bool,
+) -> Result<(), ClusterError> {
+    let metadata =
+        json!({"name": workload.name, "uid": precondition.uid, "resourceVersion": precondition.resource_version});
+    let spec = json!({"template": {"spec": {"containers": [{"name": container, "image": image}]}}});
+    let patch = applied(workload, metadata, Some(spec));
+    let params =
+        PatchParams { dry_run, force: true, field_manager: Some(IMAGE_MANAGER.to_owned()), ..Default::default() };
+    let api = workload::api(client, ns, workload.kind);
+    bounded("set the image of", workload, api.patch(&workload.name, &params, &Patch::Apply(patch))).await.map(drop)
+}
+
+/// One key of a ConfigMap that others own: a merge patch of that key, on the object as it was just read.
+async fn set_flag(client: &Client, ns: &str, upgrade: &MemoriaUpgrade, value: &str) -> Result<(), ClusterError> {
+    let Some(MaintenanceFlag { config_map_key_ref: place, .. }) = &upgrade.spec.maintenance_flag else {
+        return Err(ClusterError::malformed("set", "the maintenance flag".to_owned(), "the plan has none".to_owned()));
+    };
+    let object = format!("configmap/{}", place.name);
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), ns);
+    let Some(map) = bounded("read", &object, api.get_opt(&place.name)).await? else {
+        let next = "create it, or take spec.ingestion.maintenanceFlag out of the release".to_owned();
+        return Err(ClusterError::missing("set the maintenance flag in", object, next));
+    };
+    if map.data.as_ref().and_then(|d| d.get(&place.key)).is_some_and(|v| v == value) {
+        return Ok(());
+    }
+    let metadata = json!({"uid": map.uid(), "resourceVersion": map.resource_version()});
+    let patch = json!({"metadata": metadata, "data": {place.key.clone(): value}});
+    let params = PatchParams { field_manager: Some(OWNER_MANAGER.to_owned()), ..Default::default() };
+    bounded("set the maintenance flag in", &object, api.patch(&place.name, &params, &Patch::Merge(patch)))
+        .await
+        .map(drop)
+}
+
+/// Creates a Job from its stamped manifest. One of that name with the same labels and hash is this one.
+pub(crate) async fn create_job(client: &Client, ns: &str, manifest: &Value) -> Result<(), ClusterError> {
+    create_or_adopt::<Job>(client, ns, "job", manifest).await
+}
+
+/// The candidate must not be reached by clients: whatever the plan knew, no Service may select it now.
+async fn create_candidate(client: &Client, ns: &str, manifest: &Value) -> Result<(), ClusterError> {
+    let object = format!("pod/{}", name_of(manifest));
+    let api: Api<Service> = Api::namespaced(client.clone(), ns);
+    let services = bounded("list the Services before creating", &object, api.list(&ListParams::default())).await?;
+    let labels = super::candidate::labels_of(manifest);
+    let selecting =
+        super::candidate::selecting(&labels, services.items.iter().map(super::candidate::ServiceSelector::from));
+    if let Some(name) = selecting.first() {
+        return Err(ClusterError {
+            kind: Kind::Foreign,
+            doing: "create",
+            object,
+            cause: format!("service/{name} would send clients to it"),
+            next: "make the Service's selector narrower".to_owned(),
+        });
+    }
+    create_or_adopt::<Pod>(client, ns, "pod", &template::stamped(manifest.clone())).await
+}
+
+async fn create_or_adopt<K>(client: &Client, ns: &str, kind: &str, manifest: &Value) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + serde::Serialize
+        + DeserializeOwned
+        + Clone
+        + std::fmt::Debug,
+{
+    let name = name_of(manifest);
+    let object = format!("{kind}/{name}");
+    let wanted: K = serde_json::from_value(manifest.clone())
+        .map_err(|e| ClusterError::malformed("read the manifest of", object.clone(), e.to_string()))?;
+    let api: Api<K> = Api::namespaced(client.clone(), ns);
+    let params = PostParams { dry_run: false, field_manager: Some(OWNER_MANAGER.to_owned()) };
+    let refused = match bounded("create", &object, api.create(&params, &wanted)).await {
+        Err(error) if error.kind == Kind::Foreign => error,
+        other => return other.map(drop),
+    };
+    let Some(live) = bounded("read", &object, api.get_opt(name)).await? else {
+        return Err(ClusterError::stale("create", object, refused.cause));
+    };
+    if live.meta().deletion_timestamp.is_some() {
+        return Err(ClusterError::stale("create", object, "one of that name is being deleted".to_owned()));
+    }
+    match template::difference(live.meta(), manifest) {
+        None => Ok(()),
+        Some(detail) => Err(ClusterError::foreign("create", object, format!("one of that name is not ours: {detail}"))),
+    }
+}
+
+/// Deletes that very object. One that is gone, or replaced by another, is deleted.
+pub(crate) async fn delete<K>(client: &Client, ns: &str, kind: &str, name: &str, uid: &str) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + DeserializeOwned
+        + Clone
+        + std::fmt::Debug,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), ns);
+    let params =
+        DeleteParams::background().preconditions(Preconditions { resource_version: None, uid: Some(uid.to_owned()) });
+    match bounded("delete", format!("{kind}/{name}"), api.delete(name, &params)).await {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.kind, Kind::Missing | Kind::Stale) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn arm_ttl(client: &Client, ns: &str, name: &str, uid: &str) -> Result<(), ClusterError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), ns);
+    let patch = json!({"metadata": {"uid": uid}, "spec": {"ttlSecondsAfterFinished": JOB_TTL_SECONDS}});
+    let params = PatchParams { field_manager: Some(OWNER_MANAGER.to_owned()), ..Default::default() };
+    match bounded("set the lifetime of", format!("job/{name}"), api.patch(name, &params, &Patch::Merge(patch))).await {
+        Ok(_) => Ok(()),
+        // Nothing is left to clean up.
+        Err(error) if error.is_missing() => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,274 @@
+//! Live reads of one attempt's world, side by side, into what the machine sees.
+
+use std::collections::BTreeMap;
+
+use futures::future::{join_all, try_join_all};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ConfigMap, Event, Pod},
+};
+use kube::{Api, Client, ResourceExt, api::ListParams};
+use serde_json::Value;
+
+use super::{client::bounded, error::ClusterError, jobs, pods, template, workload};
+use crate::{
+    api::{
+        MemoriaDecision, MemoriaRelease, MemoriaUpgrade,
+        decision::DecisionAction,
+        marks::{ATTEMPT_LABEL, STEP_LABEL},
+        release::{MaintenanceFlag, WorkloadRef},
+        upgrade::PlannedJob,
+    },
+    job::protocol::{INPUT_ENV, JobInput},
+    upgrade::seen::{JobSeen, JobState, Observed, Orders, PodSeen, Trouble, Workload},
+};
+
+/// Reads the world of an open attempt. `release` and `upgrade` must have been read from the API just before: orders
+/// are taken from the release's spec, identities from the upgrade's plan.
+pub async fn observe(
+    client: &Client,
+    ns: &str,
+    release: &MemoriaRelease,
+    upgrade: &MemoriaUpgrade,
+) -> Result<Observed, ClusterError> {
+    let plan = &upgrade.spec;
+    let (own, attempt) = (release.name_any(), upgrade.name_any());
+    let targets = try_join_all(plan.targets.iter().map(async |t| {
+        let seen = observe_workload(client, ns, &t.workload, Some(&t.container)).await?;
+        Ok::<_, ClusterError>(seen.map(|w| (t.name.clone(), w)))
+    }));
+    let only_workers = plan.workers.iter().filter(|w| plan.targets.iter().all(|t| t.workload != w.workload));
+    let workers = try_join_all(only_workers.map(async |w| {
+        let seen = observe_workload(client, ns, &w.workload, None).await?;
+        Ok::<_, ClusterError>(seen.map(|seen| (w.workload.clone(), seen)))
+    }));
+    let flag = observe_flag(client, ns, plan.maintenance_flag.as_ref());
+    let live_jobs = try_join_all(plan.jobs.iter().map(|job| observe_planned(client, ns, job)));
+    let own_pods = pods_of(client, ns, &attempt);
+    let abort = abort_order(client, ns, &own, &attempt);
+    let (targets, workers, flag, live_jobs, own_pods, abort) =
+        futures::try_join!(targets, workers, flag, live_jobs, own_pods, abort)?;
+
+    let mut observed = Observed {
+        targets: targets.into_iter().flatten().collect(),
+        workers: workers.into_iter().flatten().collect(),
+        flag,
+        jobs: BTreeMap::new(),
+        candidates: BTreeMap::new(),
+        orders: Orders {
+            suspend: release.spec.suspend,
+            abort,
+            deleting: release.metadata.deletion_timestamp.is_some(),
+        },
+    };
+    let recorded = upgrade.status.as_ref().and_then(|s| s.snapshot.as_ref()).map(|s| s.manifest_sha256.as_str());
+    for (planned, job) in plan.jobs.iter().zip(live_jobs) {
+        let Some(job) = job else { continue };
+        let seen = match stranger(&job, planned, recorded) {
+            Some(detail) => jobs::foreign(&job, detail),
+            None => explained(client, ns, jobs::seen(&job, &own_pods), &job, &own_pods).await,
+        };
+        observed.jobs.insert(planned.step.clone(), seen);
+    }
+    for target in &plan.targets {
+        let name = name_of(&target.candidate);
+        let Some(pod) = own_pods.iter().find(|pod| pod.metadata.name.as_deref() == Some(name)) else { continue };
+        let mut seen = pods::seen(pod, Some(&target.container));
+        explain_pod(client, ns, pod, &mut seen).await;
+        observed.candidates.insert(target.name.clone(), seen);
+    }
+    Ok(observed)
+}
+
+/// Reads the Jobs of a pre-flight run, by step. A step may carry a suffix (`probe-0`).
+pub async fn observe_run(client: &Client, ns: &str, run: &str) -> Result<BTreeMap<String, JobSeen>, ClusterError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), ns);
+    let selector = ListParams::default().labels(&format!("{ATTEMPT_LABEL}={run}"));
+    let list = bounded("list the Jobs of", format!("pre-flight run {run}"), api.list(&selector));
+    let (list, own_pods) = futures::try_join!(list, pods_of(client, ns, run))?;
+    let seen = join_all(list.items.iter().filter_map(|job| {
+        let step = job.labels().get(STEP_LABEL)?.clone();
+        Some(async { (step, explained(client, ns, jobs::seen(job, &own_pods), job, &own_pods).await) })
+    }));
+    Ok(seen.await.into_iter().collect())
+}
+
+async fn observe_workload(
+    client: &Client,
+    ns: &str,
+    name: &WorkloadRef,
+    container: Option<&str>,
+) -> Result<Option<Workload>, ClusterError> {
+    let Some(found) = workload::get(client, ns, name).await? else { return Ok(None) };
+    let pods = workload::live_pods(client, ns, name, &found).await?;
+    Ok(Some(found.seen(container, &pods)))
+}
+
+async fn observe_flag(
+    client: &Client,
+    ns: &str,
+    flag: Option<&MaintenanceFlag>,
+) -> Result<Option<String>, ClusterError> {
+    let Some(MaintenanceFlag { config_map_key_ref: place, .. }) = flag else { return Ok(None) };
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), ns);
+    let map = bounded("read", format!("configmap/{}", place.name), api.get_opt(&place.name)).await?;
+    Ok(map.and_then(|m| m.data).and_then(|mut data| data.remove(&place.key)))
+}
+
+/// By name, not by label: a stranger's Job of that name has no label of ours.
+async fn observe_planned(client: &Client, ns: &str, planned: &PlannedJob) -> Result<Option<Job>, ClusterError> {
+    let name = name_of(&planned.manifest);
+    if name.is_empty() {
+        return Err(ClusterError::malformed(
+            "read the Job of",
+            format!("step {}", planned.step),
+            "its manifest has no name".to_owned(),
+        ));
+    }
+    let api: Api<Job> = Api::namespaced(client.clone(), ns);
+    bounded("read", format!("job/{name}"), api.get_opt(name)).await
+}
+
+/// Why a live Job is not the planned one. Its input is taken from the Job itself, and must be what the journal names.
+fn stranger(job: &Job, planned: &PlannedJob, recorded: Option<&str>) -> Option<String> {
+    let input = match input_of(job) {
+        Ok(input) => input,
+        Err(detail) => return Some(detail),
+    };
+    if input.manifest_sha256.is_some() && input.manifest_sha256.as_deref() != recorded {
+        return Some(format!("its {INPUT_ENV} names another snapshot than the journal"));
+    }
+    match template::with_input(&planned.manifest, &input) {
+        Ok(wanted) => template::difference(&job.metadata, &wanted),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
+fn input_of(job: &Job) -> Result<JobInput, String> {
+    let spec = job.spec.as_ref().and_then(|s| s.template.spec.as_ref());
+    let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers)).into_iter().flatten();
+    let text =
+        containers.flat_map(|c| c.env.iter().flatten()).find(|e| e.name == INPUT_ENV).and_then(|e| e.value.as_deref());
+    text.map_or(Ok(JobInput::default()), |t| {
+        serde_json::from_str(t).map_err(|e| format!("its {INPUT_ENV} cannot be read: {e}"))
+    })
+}
+
+/// Pods that bear this attempt's (or run's) label: those of its Jobs, and candidates.
+async fn pods_of(client: &Client, ns: &str, attempt: &str) -> Result<Vec<Pod>, ClusterError> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), ns);
+    let selector = ListParams::default().labels(&format!("{ATTEMPT_LABEL}={attempt}"));
+    Ok(bounded("list the pods of", attempt, api.list(&selector)).await?.items)
+}
+
+/// Name of the oldest decision that aborts this attempt.
+async fn abort_order(client: &Client, ns: &str, release: &str, attempt: &str) -> Result<Option<String>, ClusterError> {
+    let api: Api<MemoriaDecision> = Api::namespaced(client.clone(), ns);
+    let list = bounded("list the decisions about", release, api.list(&ListParams::default())).await?;
+    let mut aborts: Vec<_> = list
+        .items
+        .into_iter()
+        .filter(|d| {
+            d.spec.release_name == release && d.spec.attempt == attempt && d.spec.action == DecisionAction::Abort
+        })
+        .map(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()))
+        .collect();
+    aborts.sort();
+    Ok(aborts.into_iter().next().map(|(_, name)| name))
+}
+
+/// A running Job without trouble of its own, explained by events where nothing else can: no pod could be made (quota,
+/// PodSecurity), or its volumes do not come.
+async fn explained(client: &Client, ns: &str, mut seen: JobSeen, job: &Job, own_pods: &[Pod]) -> JobSeen {
+    if let JobState::Running { trouble: trouble @ None } = &mut seen.state {
+        match own_pods.iter().find(|pod| jobs::belongs(pod, job)) {
+            None => *trouble = warning(client, ns, &seen.uid, &["FailedCreate"]).await,
+            Some(pod) if pods::is_being_set_up(pod) => *trouble = volume_warning(client, ns, pod).await,
+            Some(_) => {}
+        }
+    }
+    seen
+}
+
+async fn explain_pod(client: &Client, ns: &str, pod: &Pod, seen: &mut PodSeen) {
+    if seen.trouble.is_none() && pods::is_being_set_up(pod) {
+        seen.trouble = volume_warning(client, ns, pod).await;
+    }
+}
+
+async fn volume_warning(client: &Client, ns: &str, pod: &Pod) -> Option<Trouble> {
+    let reasons = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"];
+    warning(client, ns, pod.metadata.uid.as_deref().unwrap_or_default(), &reasons).await
+}
+
+/// The newest warning event about an object. Events are hints, kept for an hour at most: failing to read them is no
+/// error and nothing is decided on their absence.
+async fn warning(client: &Client, ns: &str, uid: &str, reasons: &[&str]) -> Option<Trouble> {
+    let api: Api<Event> = Api::namespaced(client.clone(), ns);
+    let selector = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(50);
+    let list = match bounded("list the events of", uid, api.list(&selector)).await {
+        Ok(list) => list,
+        Err(error) => {
+            tracing::debug!(%error, "events could not be read");
+            return None;
+        }
+    };
+    let known = list.items.into_iter().filter(|e| reasons.contains(&e.reason.as_deref().unwrap_or_default()));
+    let newest = known.max_by_key(|e| {
+        let seen = e.last_timestamp.as_ref().map(|t| t.0);
+        seen.or_else(|| e.event_time.as_ref().map(|t| t.0))
+            .or_else(|| e.metadata.creation_timestamp.as_ref().map(|t| t.0))
+    })?;
+    Some(pods::told(newest.reason.as_deref().unwrap_or_default(), newest.message.as_deref().unwrap_or_default()))
+}
+
+/// A manifest's name; empty when it has none.
+pub(crate) fn name_of(manifest: &Value) -> &str {
+    manifest["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::batch::v1::Job;
+    use serde_json::{Value, json};
+
+    use super::stranger;
+    use crate::{api::upgrade::PlannedJob, cluster::template::with_input, job::protocol::JobInput};
+
+    fn planned() -> PlannedJob {
+        PlannedJob {
+            step: "migrate".to_owned(),
+            manifest: json!({"apiVersion": "batch/v1", "kind": "Job",
+                "metadata": {"name": "memoria-3-migrate", "labels": {"memoria.arca.run/release": "memoria", "memoria.arca.run/attempt": "memoria-3"}},
+                "spec": {"template": {"spec": {"initContainers": [
+                    {"name": "guard", "image": "tools:15", "env": [{"name": "MEMORIA_OPERATOR_JOB", "value": "{}"}]}],
+                    "containers": [{"name": "main", "image": "memoria:1.0.1"}]}}}}),
+        }
+    }
+
+    fn live(sha: Option<&str>) -> Value {
+        with_input(&planned().manifest, &JobInput { manifest_sha256: sha.map(str::to_owned) }).unwrap()
+    }
+
+    fn job(manifest: Value) -> Job {
+        serde_json::from_value(manifest).unwrap()
+    }
+
+    #[test]
+    fn a_job_of_the_plan_with_the_journals_input_is_ours() {
+        assert_eq!(stranger(&job(live(Some("ab"))), &planned(), Some("ab")), None);
+        assert_eq!(stranger(&job(live(None)), &planned(), Some("ab")), None);
+    }
+
+    #[test]
+    fn another_snapshot_another_template_or_no_labels_make_it_foreign() {
+        assert!(stranger(&job(live(Some("ab"))), &planned(), Some("cd")).unwrap().contains("another snapshot"));
+        assert!(stranger(&job(live(Some("ab"))), &planned(), None).is_some());
+        let mut other = live(Some("ab"));
+        other["metadata"]["annotations"] = json!({});
+        assert!(stranger(&job(other), &planned(), Some("ab")).unwrap().contains("template-hash is absent"));
+        let mut changed = planned();
+        changed.manifest["spec"]["template"]["spec"]["containers"][0]["image"] = json!("memoria:1.0.2");
+        assert!(stranger(&job(live(Some("ab"))), &changed, Some("ab")).is_some());
+    }
+}
