@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use super::layer;
+use super::layer::{self, Entry};
 
 /// `sha256:` and the hash, as registries write it.
 pub fn digest(bytes: &[u8]) -> String {
@@ -67,6 +67,15 @@ impl Key {
     pub fn with_path(mut self, path: &Path) -> Result<Self> {
         self.add_path(path, "")?;
         Ok(self)
+    }
+
+    /// What a layer's entry puts into an image.
+    pub fn with_entry(self, entry: &Entry) -> Result<Self> {
+        match entry {
+            Entry::Directory { path, mode } => Ok(self.with(path).with(mode.to_le_bytes())),
+            Entry::File { path, source, mode } => self.with(path).with(mode.to_le_bytes()).with_path(source),
+            Entry::Tree { path, source } => self.with(path).with_path(source),
+        }
     }
 
     fn add(&mut self, part: &[u8]) {

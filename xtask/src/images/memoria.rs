@@ -1,10 +1,10 @@
 //! Images of Memoria's stand-in: one runtime, one application, and as the last layer the file that makes it a version.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::hash::Key;
 use super::layer::{self, Entry};
@@ -28,19 +28,25 @@ pub fn ensure(
     base: &str,
     base_key: &str,
 ) -> Result<Vec<String>> {
-    let server = command(stand_in, "server", json!(["gunicorn", "--bind=0.0.0.0:8000", "memoria.server:app"]))?;
-    let dashboard = command(stand_in, "dashboard", json!(["python3", "-m", "memoria_dashboard"]))?;
+    let server = json!(["gunicorn", "--bind=0.0.0.0:8000", "memoria.server:app"]);
+    let dashboard = json!(["python3", "-m", "memoria_dashboard"]);
+    let parts = [(MEMORIA_SERVER, &server, "8000/tcp"), (MEMORIA_DASHBOARD, &dashboard, "8501/tcp")];
     let app = stand_in.join("app");
-    let app_key = Key::new("memoria 1").with(base_key).with_path(&app)?;
+    let app_key = Key::new("memoria 2").with(base_key).with_path(&app)?;
     let mut names = Vec::new();
     let mut with_app = None;
     for version in layer::children(&stand_in.join("versions"))? {
         let Some(tag) = version.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".toml")) else {
             continue;
         };
-        for (repository, command) in [(MEMORIA_SERVER, &server), (MEMORIA_DASHBOARD, &dashboard)] {
+        let last = last_layer(&version, tag);
+        for (repository, command, port) in parts {
             let name = format!("{repository}:{tag}");
-            let key = app_key.clone().with(command.to_string()).with_path(&version)?.finish();
+            let mut key = app_key.clone().with(command.to_string()).with(port);
+            for entry in &last {
+                key = key.with_entry(entry)?;
+            }
+            let key = key.finish();
             names.push(name.clone());
             if layout.is_current(&name, &key)? {
                 continue;
@@ -53,23 +59,21 @@ pub fn ensure(
                 with_app = Some(image);
             }
             let mut image = with_app.clone().context("the application's layer was just made")?;
-            let entries = [Entry::File { path: "app/version.toml".into(), source: version.clone(), mode: 0o644 }];
-            layout.add_layer(&mut image, &entries, &format!("COPY versions/{tag}.toml /app/version.toml"))?;
-            let image = image.set("Cmd", command.clone()).set("ExposedPorts", json!({"8000/tcp": {}}));
+            layout.add_layer(&mut image, &last, &format!("COPY versions/{tag}.toml /app/version.toml"))?;
+            let image = image.set("Cmd", command.clone()).set("ExposedPorts", json!({port: {}}));
             layout.write(&name, &key, &image)?;
         }
     }
     Ok(names)
 }
 
-/// A command line that the stand-in's files may set.
-fn command(stand_in: &Path, part: &str, default: Value) -> Result<Value> {
-    let file = stand_in.join(format!("image/{part}-command.json"));
-    if !file.exists() {
-        return Ok(default);
+/// What makes the application a version: its file and, where it has one, its own baseline of the configuration.
+fn last_layer(version: &Path, tag: &str) -> Vec<Entry> {
+    let file = |path: &str, source: PathBuf| Entry::File { path: path.into(), source, mode: 0o644 };
+    let mut entries = vec![file("app/version.toml", version.to_owned())];
+    let baseline = version.with_file_name(format!("{tag}.config.example.yaml"));
+    if baseline.exists() {
+        entries.push(file("app/config.example.yaml", baseline));
     }
-    let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let words: Vec<String> =
-        serde_json::from_slice(&text).with_context(|| format!("{} is not a list of words", file.display()))?;
-    Ok(json!(words))
+    entries
 }

@@ -228,12 +228,7 @@ pub fn from_files(
 ) -> Result<String> {
     let mut key = Key::new("files").with(configure(Image::empty()).config.to_string());
     for entry in entries {
-        key = match entry {
-            Entry::File { source, .. } | Entry::Tree { source, .. } => {
-                key.with(format!("{entry:?}")).with_path(source)?
-            }
-            Entry::Directory { .. } => key.with(format!("{entry:?}")),
-        };
+        key = key.with_entry(entry)?;
     }
     let key = key.finish();
     if layout.is_current(name, &key)?
