@@ -58,8 +58,25 @@ pub fn ensure() -> Result<()> {
     Ok(())
 }
 
+/// Installs the packages whose programs are not here; for chores beside the cluster. Needs root.
+pub fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = missing_of(programs);
+    if !missing.is_empty() {
+        install(&missing)?;
+        let still = missing_of(programs);
+        if !still.is_empty() {
+            bail!("apt-get installed {}, but their programs are not on the PATH", still.join(", "));
+        }
+    }
+    Ok(())
+}
+
+fn missing_of<'a>(programs: &[(&str, &'a str)]) -> Vec<&'a str> {
+    programs.iter().filter(|(p, _)| command::find(p).is_none()).map(|&(_, d)| d).collect()
+}
+
 fn missing() -> Vec<&'static str> {
-    let mut packages: Vec<_> = PROGRAMS.iter().filter(|(p, _)| command::find(p).is_none()).map(|&(_, d)| d).collect();
+    let mut packages = missing_of(PROGRAMS);
     if installed_cni_dir().is_none() {
         packages.push(CNI_PACKAGE);
     }

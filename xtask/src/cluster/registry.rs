@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::command;
@@ -67,19 +67,19 @@ pub fn push(layout: &Layout, source: &str, name_tag: &str) -> Result<()> {
 }
 
 /// The digest that the registry has under this name, or nothing when it does not have it.
+/// With curl, because skopeo takes ten times as long to start and there are dozens of images to ask for.
 pub fn digest(layout: &Layout, name_tag: &str) -> Result<Option<String>> {
-    let mut skopeo = Command::new("skopeo");
-    skopeo
-        .args(["--insecure-policy", "inspect", "--no-tags", "--format={{.Digest}}", "--cert-dir"])
-        .arg(ca_dir(layout));
-    skopeo.arg(format!("docker://{}/{name_tag}", layout.host_address()));
-    without_proxies(&mut skopeo);
-    match command::run(&mut skopeo) {
-        Ok(printed) => Ok(Some(printed.trim().to_owned())),
-        Err(error) if ["manifest unknown", "name unknown"].iter().any(|no| format!("{error:#}").contains(no)) => {
-            Ok(None)
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot ask the registry for {REGISTRY}/{name_tag}")),
+    let (name, tag) = name_tag.rsplit_once(':').with_context(|| format!("{name_tag:?} has no tag"))?;
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "10", "--noproxy", "*", "--head", "--output", "/dev/null"]);
+    curl.args(["--header", "Accept: application/vnd.oci.image.manifest.v1+json", "--cacert"]);
+    curl.arg(ca_dir(layout).join("ca.crt")).args(["--write-out", "%{http_code} %header{docker-content-digest}"]);
+    curl.arg(format!("https://{}:{}/v2/{name}/manifests/{tag}", layout.host_address(), layout.ports.registry));
+    let answer = command::run(&mut curl).with_context(|| format!("cannot ask for {REGISTRY}/{name_tag}"))?;
+    match answer.trim().split_once(' ').unwrap_or((answer.trim(), "")) {
+        ("200", digest) if digest.starts_with("sha256:") => Ok(Some(digest.to_owned())),
+        ("404", _) => Ok(None),
+        _ => bail!("the registry answered {answer:?} when asked for {REGISTRY}/{name_tag}"),
     }
 }
 

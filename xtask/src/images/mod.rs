@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::cluster::Target;
 use crate::place;
 use binaries::Binaries;
 use debian::{Mirror, Suite};
@@ -34,6 +35,16 @@ pub const MEMORIA_DASHBOARD: &str = "memoria/dashboard";
 
 /// The majors of PostgreSQL that there are tools and test servers for, and the Debian that has each.
 const MAJORS: [(&str, Suite); 2] = [("15", Suite::Bookworm), ("17", Suite::Trixie)];
+
+/// What builds and pushes, and the Debian package that each comes from.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("buildah", "buildah"),
+    ("curl", "curl"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("skopeo", "skopeo"),
+    ("strip", "binutils"),
+    ("unshare", "util-linux"),
+];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -76,11 +87,18 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds and pushes what changed. Returns name and tag (`postgres:15`) → digest. The cluster must be up.
+/// Builds what changed and makes it available to the cluster: pushes what the local registry lacks, or tells the user what
+/// a cluster of theirs must be able to pull. Returns name and tag (`postgres:15`) → digest. A local cluster must be up.
 #[allow(dead_code, reason = "the demo and the cluster tests call it")]
-pub fn ensure_pushed() -> Result<BTreeMap<String, String>> {
+pub fn ensure_available(target: Target) -> Result<BTreeMap<String, String>> {
     let images = Images::build(&Kind::ALL, false)?;
-    images.push()?;
+    match target {
+        Target::Local => images.push()?,
+        Target::CurrentContext => {
+            let sources = images.digests.keys().map(|name| (images.layout.source(name), name.clone()));
+            target.publish(&sources.collect::<Vec<_>>())?;
+        }
+    }
     Ok(images.digests)
 }
 
@@ -103,7 +121,7 @@ struct Images {
 
 impl Images {
     fn build(kinds: &[Kind], release: bool) -> Result<Self> {
-        needs(&["mmdebstrap", "buildah", "skopeo", "unshare"])?;
+        prepare_machine()?;
         let cache = place::cache()?.join("images");
         let progress = Progress::new(cache.join("logs"))?;
         // Before the lock is taken: compiling is what takes long, and cargo has locks of its own.
@@ -311,15 +329,12 @@ fn write_index(digests: &BTreeMap<String, String>) -> Result<()> {
     fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn needs(programs: &[&str]) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |program: &&&str| std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
-    let missing: Vec<_> = programs.iter().filter(|p| !found(p)).copied().collect();
-    if !missing.is_empty() {
-        bail!("building the images needs {}: apt-get install mmdebstrap buildah skopeo util-linux", missing.join(", "));
-    }
+/// Checks that images can be built here, and installs the programs for it.
+fn prepare_machine() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("building the images needs root, to make root file systems with their owners");
+        bail!(
+            "building the images needs root, to make root file systems with their owners: sudo -E cargo xtask images"
+        );
     }
-    Ok(())
+    crate::cluster::ensure_programs(PROGRAMS)
 }
