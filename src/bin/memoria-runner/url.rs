@@ -152,7 +152,7 @@ pub fn pgpass_line(password: &[u8]) -> Vec<u8> {
 }
 
 /// `%41` becomes `A`; what is no such escape stays.
-pub(crate) fn percent_decode(text: &str) -> Vec<u8> {
+fn percent_decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;

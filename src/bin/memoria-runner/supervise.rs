@@ -1,0 +1,322 @@
+//! Runs one command at a time as this container's first process should: signals go on to its process group, every
+//! process that ends is collected, and what is left of the group ends with the command.
+
+use std::{
+    io::{Read, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use memoria_runner::order::CommandResult;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait};
+use signal_hook::{
+    consts::{SIGCHLD, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{
+    output::{Kept, Lines},
+    redact::{Redactor, Secrets},
+};
+
+/// From the polite signal to the hard one.
+const GRACE: Duration = Duration::from_secs(10);
+/// For what is still in the pipes when the command has ended; a process that left the group may hold them open.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Output that waits to be shown; a program that prints faster is slowed down.
+const QUEUE: usize = 64;
+
+enum Event {
+    Signal(i32),
+    /// With the number of the run: a process that left its group may still print when the next command runs.
+    Output(u64, Stream, Vec<u8>),
+    Closed(u64),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Out,
+    Err,
+}
+
+/// Why the runner cannot begin.
+#[derive(Debug, thiserror::Error)]
+#[error("signals cannot be received: {0}")]
+pub struct NoSignals(std::io::Error);
+
+/// The one place where signals arrive and processes are waited for.
+pub struct Supervisor {
+    events: Receiver<Event>,
+    sender: SyncSender<Event>,
+    stopping: bool,
+    /// Number of the latest run.
+    runs: u64,
+}
+
+/// A command that has ended.
+pub struct Ended {
+    pub result: CommandResult,
+    /// Its standard output, at most 64 KiB.
+    pub answer: String,
+}
+
+impl Supervisor {
+    pub fn new() -> Result<Self, NoSignals> {
+        let (sender, events) = sync_channel(QUEUE);
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD]).map_err(NoSignals)?;
+        // Orphans then come to us even where another process is the first of the pod.
+        if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+            eprintln!("memoria-runner: orphans of commands are not collected: {error}");
+        }
+        let to_us = sender.clone();
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                if to_us.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { events, sender, stopping: false, runs: 0 })
+    }
+
+    /// Whether the pod is being ended: nothing new may begin.
+    pub const fn stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Waits, awake for signals.
+    pub fn pause(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while let Ok(event) = self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match event {
+                Event::Signal(SIGCHLD) => while ended_process().is_some() {},
+                Event::Signal(_) => {
+                    self.stopping = true;
+                    return;
+                }
+                // Left over from a command that has been given up.
+                Event::Output(..) | Event::Closed(_) => {}
+            }
+        }
+    }
+
+    /// Runs a command to its end, or to `limit`. Its redacted output goes to ours.
+    pub fn run(&mut self, name: &str, mut command: Command, secrets: &Secrets, limit: Instant) -> Ended {
+        let begun = Instant::now();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                let program = command.get_program().to_string_lossy();
+                return Ended::never_began(name, &format!("{program:?} cannot be started: {error}"));
+            }
+        };
+        self.runs += 1;
+        for (stream, pipe) in [
+            (Stream::Out, child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
+            (Stream::Err, child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
+        ] {
+            let (sender, number) = (self.sender.clone(), self.runs);
+            thread::spawn(move || forward(number, stream, pipe, &sender));
+        }
+        let mut run = Running {
+            number: self.runs,
+            group: i32::try_from(child.id()).ok().and_then(Pid::from_raw),
+            status: None,
+            open: 2,
+            kill_at: None,
+            streams: [StreamState::new(secrets), StreamState::new(secrets)],
+            kept: Kept::default(),
+        };
+        let timed_out = self.until_ended(&mut run, limit);
+        run.signal(Signal::KILL);
+        self.drain(&mut run);
+        let kept = run.finish();
+        let result = CommandResult {
+            name: name.to_owned(),
+            exit_code: run_exit(run.status),
+            signal: run.status.and_then(WaitStatus::terminating_signal),
+            reported_failure: run_exit(run.status) == Some(0) && kept.reported_failure,
+            timed_out,
+            millis: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            tail: kept.tail(),
+        };
+        Ended { result, answer: kept.into_answer() }
+    }
+
+    /// Until the command itself has ended; whether it had to be ended at its limit.
+    fn until_ended(&mut self, run: &mut Running, limit: Instant) -> bool {
+        let mut timed_out = false;
+        // It may have ended before this loop began to look.
+        run.collect();
+        while run.status.is_none() {
+            let next = run.kill_at.unwrap_or(limit);
+            match self.events.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Event::Signal(SIGCHLD)) => run.collect(),
+                Ok(Event::Signal(signal)) => {
+                    self.stopping = true;
+                    run.signal(if signal == SIGINT { Signal::INT } else { Signal::TERM });
+                    run.kill_at.get_or_insert(Instant::now() + GRACE);
+                }
+                Ok(Event::Output(number, stream, bytes)) => run.show(number, stream, &bytes),
+                Ok(Event::Closed(number)) => run.close(number),
+                Err(RecvTimeoutError::Timeout) if run.kill_at.is_some() => {
+                    run.signal(Signal::KILL);
+                    run.kill_at = Some(Instant::now() + GRACE);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    timed_out = true;
+                    run.signal(Signal::TERM);
+                    run.kill_at = Some(Instant::now() + GRACE);
+                }
+                // We hold a sender ourselves.
+                Err(RecvTimeoutError::Disconnected) => return timed_out,
+            }
+        }
+        timed_out
+    }
+
+    fn drain(&mut self, run: &mut Running) {
+        let until = Instant::now() + DRAIN;
+        while run.open > 0 {
+            match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Event::Output(number, stream, bytes)) => run.show(number, stream, &bytes),
+                Ok(Event::Closed(number)) => run.close(number),
+                Ok(Event::Signal(SIGCHLD)) => run.collect(),
+                Ok(Event::Signal(_)) => self.stopping = true,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Ended {
+    /// For a command that was not even begun, with the reason.
+    pub fn never_began(name: &str, why: &str) -> Self {
+        let result = CommandResult {
+            name: name.to_owned(),
+            exit_code: None,
+            signal: None,
+            reported_failure: false,
+            timed_out: false,
+            millis: 0,
+            tail: why.to_owned(),
+        };
+        Self { result, answer: String::new() }
+    }
+}
+
+struct StreamState {
+    redactor: Redactor,
+    lines: Lines,
+}
+
+impl StreamState {
+    fn new(secrets: &Secrets) -> Self {
+        Self { redactor: Redactor::new(secrets.clone()), lines: Lines::default() }
+    }
+}
+
+struct Running {
+    number: u64,
+    /// The command's process group: its own process id.
+    group: Option<Pid>,
+    status: Option<WaitStatus>,
+    /// Streams that have not reached their end.
+    open: usize,
+    kill_at: Option<Instant>,
+    streams: [StreamState; 2],
+    kept: Kept,
+}
+
+impl Running {
+    fn collect(&mut self) {
+        while let Some((pid, status)) = ended_process() {
+            if Some(pid) == self.group {
+                self.status = Some(status);
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            // Fails when no process is left in the group, which is what we want.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+
+    fn close(&mut self, number: u64) {
+        if number == self.number {
+            self.open = self.open.saturating_sub(1);
+        }
+    }
+
+    fn show(&mut self, number: u64, stream: Stream, bytes: &[u8]) {
+        if number != self.number {
+            return;
+        }
+        let shown = self.streams[stream as usize].redactor.push(bytes);
+        self.keep(stream, &shown);
+    }
+
+    fn keep(&mut self, stream: Stream, shown: &[u8]) {
+        write_out(stream, shown);
+        let kept = &mut self.kept;
+        self.streams[stream as usize].lines.push(shown, |line| keep_line(kept, stream, line));
+    }
+
+    fn finish(&mut self) -> Kept {
+        for stream in [Stream::Out, Stream::Err] {
+            let rest = self.streams[stream as usize].redactor.finish();
+            self.keep(stream, &rest);
+            let kept = &mut self.kept;
+            self.streams[stream as usize].lines.finish(|line| keep_line(kept, stream, line));
+        }
+        std::mem::take(&mut self.kept)
+    }
+}
+
+fn keep_line(kept: &mut Kept, stream: Stream, line: &str) {
+    kept.line(line);
+    if stream == Stream::Out {
+        kept.answer_line(line);
+    }
+}
+
+/// One process that has ended, ours or an orphan that came to us.
+fn ended_process() -> Option<(Pid, WaitStatus)> {
+    wait(WaitOptions::NOHANG).ok().flatten()
+}
+
+fn run_exit(status: Option<WaitStatus>) -> Option<i32> {
+    status.and_then(WaitStatus::exit_status)
+}
+
+/// A log that cannot be written must not stop a migration.
+fn write_out(stream: Stream, bytes: &[u8]) {
+    let _ = match stream {
+        Stream::Out => std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()),
+        Stream::Err => std::io::stderr().write_all(bytes),
+    };
+}
+
+fn forward(number: u64, stream: Stream, pipe: Option<Box<dyn Read + Send>>, sender: &SyncSender<Event>) {
+    let mut buffer = vec![0; 16 * 1024];
+    let mut pipe = pipe;
+    while let Some(reader) = &mut pipe {
+        match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                if sender.send(Event::Output(number, stream, buffer[..read].to_vec())).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let _ = sender.send(Event::Closed(number));
+}
