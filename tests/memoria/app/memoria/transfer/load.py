@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,8 +58,10 @@ def write(
 
 def _truncate(session: Session, name: str) -> None:
     model = MODELS[name]
+    # Only PostgreSQL needs the savepoint: there a refused statement ends the transaction.
+    postgresql = session.get_bind().dialect.name == "postgresql"
     try:
-        with session.begin_nested():
+        with session.begin_nested() if postgresql else nullcontext():
             if session.scalar(select(func.count()).select_from(model)):
                 session.execute(delete(model).execution_options(synchronize_session=False))
     except SQLAlchemyError as error:
