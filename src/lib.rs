@@ -7,5 +7,6 @@ pub mod api;
 pub mod cluster;
 pub mod config;
 pub mod job;
+pub mod snapshot;
 pub mod telemetry;
 pub mod upgrade;

@@ -1,0 +1,153 @@
+//! Digests of data, computed by the server in constant memory, independent of the order of rows and columns.
+//!
+//! Of each row: SHA-256 over its values by column name, as text under pinned settings, each with its length, NULL apart
+//! from everything (`array_send` of a text array is exactly that form). Of each table: the number of rows and four sums
+//! modulo 2^64 of the quarters of all row hashes, 256 bits in all. So a lost, added, doubled or changed row changes the digest, and
+//! two equal rows do not cancel each other as they would under XOR.
+//!
+//! Strength: against accidents, restores that went wrong and writers nobody saw, a collision has a chance of 2^-256.
+//! Against somebody who builds rows on purpose it is weaker than SHA-256, because sums can be steered (a generalised birthday
+//! attack): it is no signature. The stored files are hashed as files.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::{
+    error::{Error, Result},
+    hex, quote_ident,
+    schema::{Relation, Schema},
+};
+
+/// A table's content at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableDigest {
+    pub rows: i64,
+    /// 64 hex digits: the four sums.
+    pub digest: String,
+}
+
+/// A sequence's position; compared as "not behind".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SequencePosition {
+    pub last_value: i64,
+    pub is_called: bool,
+}
+
+/// All tables' digests and all sequences' positions, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataDigest {
+    pub tables: BTreeMap<String, TableDigest>,
+    pub sequences: BTreeMap<String, SequencePosition>,
+}
+
+/// The statement for one table. `ONLY`: children of a table have digests of their own.
+fn table_sql(name: &str, table: &Relation) -> String {
+    let values: Vec<_> = table.columns.keys().map(|column| format!("{}::text", quote_ident(column))).collect();
+    let quarter = |n: usize| format!("coalesce(sum(substring(bits from {} for 64)::bigint), 0)::text", n * 64 + 1);
+    format!(
+        "SELECT count(*), {}, {}, {}, {} FROM (SELECT ('x' || encode(sha256(array_send(ARRAY[{}]::text[])), 'hex'))::bit(256) AS bits
+         FROM ONLY {name}) AS hashed",
+        quarter(0),
+        quarter(1),
+        quarter(2),
+        quarter(3),
+        values.join(", ")
+    )
+}
+
+/// Digests one table.
+pub async fn table(session: &mut PgConnection, name: &str, table: &Relation) -> Result<TableDigest> {
+    let (rows, a, b, c, d): (i64, String, String, String, String) =
+        sqlx::query_as(AssertSqlSafe(table_sql(name, table)))
+            .fetch_one(session)
+            .await
+            .map_err(Error::query(format!("reading every row of {name}")))?;
+    let digest = [a, b, c, d].iter().map(|sum| modulo(sum)).collect::<Option<String>>();
+    let digest = digest.ok_or_else(|| Error::Order { what: format!("the sums over {name} are no numbers") })?;
+    Ok(TableDigest { rows, digest })
+}
+
+/// A decimal sum of signed 64-bit numbers modulo 2^64, in 16 hex digits.
+fn modulo(sum: &str) -> Option<String> {
+    let sum: i128 = sum.parse().ok()?;
+    u64::try_from(sum.rem_euclid(1 << 64)).ok().map(|rest| format!("{rest:016x}"))
+}
+
+/// Digests every table and reads every sequence, in the session's transaction; `progress` hears of each table.
+pub async fn all(
+    session: &mut PgConnection,
+    schema: &Schema,
+    mut progress: impl FnMut(&str, &TableDigest),
+) -> Result<DataDigest> {
+    let mut data = DataDigest::default();
+    for (name, relation) in schema.tables() {
+        let digest = table(session, name, relation).await?;
+        progress(name, &digest);
+        data.tables.insert(name.to_owned(), digest);
+    }
+    for name in schema.sequences.keys() {
+        let (last_value, is_called) =
+            sqlx::query_as(AssertSqlSafe(format!("SELECT last_value, is_called FROM {name}")))
+                .fetch_one(&mut *session)
+                .await
+                .map_err(Error::query(format!("reading sequence {name}")))?;
+        data.sequences.insert(name.clone(), SequencePosition { last_value, is_called });
+    }
+    Ok(data)
+}
+
+impl DataDigest {
+    /// SHA-256 over the schema's fingerprint and every table's name, count and digest; sequences are not in it.
+    pub fn total(&self, schema_fingerprint: &str) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("memoria-operator data digest 1\n{schema_fingerprint}\n"));
+        for (name, TableDigest { rows, digest }) in &self.tables {
+            hash.update(format!("{}:{name} {rows} {digest}\n", name.len()));
+        }
+        hex(&hash.finalize())
+    }
+
+    pub fn rows(&self) -> i64 {
+        self.tables.values().map(|table| table.rows).sum()
+    }
+
+    /// What in `found` is not as in `self`, each line naming its table or sequence. A sequence may only be ahead.
+    pub fn differences(&self, found: &Self, schema: &Schema) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (name, expected) in &self.tables {
+            match found.tables.get(name) {
+                None => lines.push(format!("table {name}: missing")),
+                Some(actual) if actual.rows != expected.rows => {
+                    lines.push(format!("table {name}: {} rows, expected {}", actual.rows, expected.rows));
+                }
+                Some(actual) if actual != expected => {
+                    lines.push(format!("table {name}: {} rows, but not the same", actual.rows));
+                }
+                Some(_) => {}
+            }
+        }
+        for name in found.tables.keys().filter(|name| !self.tables.contains_key(*name)) {
+            lines.push(format!("table {name}: not expected"));
+        }
+        for (name, expected) in &self.sequences {
+            let forward = schema.sequences.get(name).is_none_or(|sequence| sequence.increment > 0);
+            let behind = |actual: &SequencePosition| match (actual.last_value, expected.last_value) {
+                (a, e) if a == e => expected.is_called && !actual.is_called,
+                (a, e) => (a < e) == forward,
+            };
+            match found.sequences.get(name) {
+                None => lines.push(format!("sequence {name}: missing")),
+                Some(actual) if behind(actual) => {
+                    lines.push(format!("sequence {name}: at {}, expected {}", actual.last_value, expected.last_value));
+                }
+                Some(_) => {}
+            }
+        }
+        lines
+    }
+}

@@ -1,0 +1,144 @@
+//! Why something with the database, its tools or the storage did not work: cause, what to do next, and whose fault it
+//! was. No variant holds a password: places are `user@host:port/db`, tool output is cut to its first error line.
+
+use std::{borrow::Cow, path::PathBuf};
+
+use crate::api::upgrade::Category;
+
+use super::url::UrlError;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the database URL cannot be used: {0}")]
+    Url(#[from] UrlError),
+    #[error("no session on {at}: {source}; {}", connect_advice(source))]
+    Connect { at: String, source: sqlx::Error },
+    #[error("while {doing}: {source}; {}", query_advice(source))]
+    Query { doing: Cow<'static, str>, source: sqlx::Error },
+    #[error(
+        "the URL leads to another database: expected {expected}, found {found}; point the Server's database Secret back to the planned database, or plan anew"
+    )]
+    WrongDatabase { expected: String, found: String },
+    #[error(
+        "no {tool} of PostgreSQL {major} in this image; set the tool image of major {major} in the operator's configuration"
+    )]
+    ToolMissing { tool: &'static str, major: u32 },
+    #[error("{tool} failed ({status}): {tail}")]
+    Tool { tool: &'static str, status: String, tail: String },
+    #[error("while {doing} {}: {source}; check the volume's space, permissions and health", path.display())]
+    Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{what} is held by {holders}; end those sessions, the next try goes on by itself")]
+    Locked { what: String, holders: String },
+    #[error(
+        "the schema changed while the snapshot was taken: {differences}; find who alters it, the next try takes another snapshot"
+    )]
+    SchemaMoved { differences: String },
+    #[error("the stored snapshot in {} is damaged: {what}; it is kept as it is, check the volume", directory.display())]
+    Damaged { directory: PathBuf, what: String },
+    #[error("{} holds a snapshot of {found}, not of {expected}; a snapshot is never overwritten", directory.display())]
+    Occupied { directory: PathBuf, expected: String, found: String },
+    #[error("the snapshot does not restore into an empty server: {what}; nothing was changed, writers can come back")]
+    NotRestorable { what: String },
+    #[error("no private server started in {}: {tail}", directory.display())]
+    Scratch { directory: PathBuf, tail: String },
+    #[error("this Job's order cannot be carried out: {what}; operator and Job image must be of the same version")]
+    Order { what: String },
+}
+
+impl Error {
+    pub fn query(doing: impl Into<Cow<'static, str>>) -> impl FnOnce(sqlx::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Query { doing, source }
+    }
+
+    pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { doing, path, source }
+    }
+
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Connect { source, .. } | Self::Query { source, .. } => {
+                if is_transient(source) {
+                    Category::Transient
+                } else {
+                    Category::Environment
+                }
+            }
+            Self::Locked { .. } | Self::SchemaMoved { .. } | Self::Occupied { .. } => Category::Conflict,
+            Self::Order { .. } => Category::Bug,
+            Self::Url(_)
+            | Self::WrongDatabase { .. }
+            | Self::ToolMissing { .. }
+            | Self::Tool { .. }
+            | Self::Io { .. }
+            | Self::Damaged { .. }
+            | Self::NotRestorable { .. }
+            | Self::Scratch { .. } => Category::Environment,
+        }
+    }
+
+    /// CamelCase, for the report.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Url(_) => "DatabaseUrlInvalid",
+            Self::Connect { source, .. } if is_transient(source) => "DatabaseUnreachable",
+            Self::Connect { .. } => "DatabaseRefused",
+            Self::Query { source, .. } if is_transient(source) => "ConnectionLost",
+            Self::Query { source, .. } if sqlstate(source).as_deref() == Some("42501") => "PrivilegeMissing",
+            Self::Query { .. } => "QueryFailed",
+            Self::WrongDatabase { .. } => "WrongDatabase",
+            Self::ToolMissing { .. } => "ToolMissing",
+            Self::Tool { .. } => "ToolFailed",
+            Self::Io { .. } => "StorageFailed",
+            Self::Locked { .. } => "Locked",
+            Self::SchemaMoved { .. } => "SchemaMoved",
+            Self::Damaged { .. } => "SnapshotDamaged",
+            Self::Occupied { .. } => "SnapshotOccupied",
+            Self::NotRestorable { .. } => "SnapshotNotRestorable",
+            Self::Scratch { .. } => "ScratchServerFailed",
+            Self::Order { .. } => "OrderInvalid",
+        }
+    }
+
+    /// True when a statement ran into `lock_timeout`.
+    pub fn is_lock_timeout(&self) -> bool {
+        matches!(self, Self::Query { source, .. } if sqlstate(source).as_deref() == Some("55P03"))
+    }
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned())
+}
+
+/// Connection trouble, a server that starts or stops, a session that somebody ended, a deadlock.
+fn is_transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        _ => sqlstate(error).is_some_and(|code| {
+            code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "40P01"
+        }),
+    }
+}
+
+fn connect_advice(error: &sqlx::Error) -> &'static str {
+    match (is_transient(error), sqlstate(error).as_deref()) {
+        (true, _) => "check host, port and network policies; it is tried again",
+        (_, Some("28P01" | "28000")) => "correct user and password in the Server's database Secret",
+        (_, Some("3D000")) => "correct the database's name in the Server's database Secret",
+        (_, Some("42501")) => "grant the Server's role CONNECT on this database",
+        _ => "correct the Server's database Secret",
+    }
+}
+
+fn query_advice(error: &sqlx::Error) -> &'static str {
+    match (is_transient(error), sqlstate(error).as_deref()) {
+        (true, _) => "the session was lost; it is tried again",
+        (_, Some("42501")) => "make the Server's role the owner of that object",
+        (_, Some("55P03")) => "end the session that holds the lock",
+        (_, Some("53100")) => "free disk space on the database server",
+        _ => "nothing was changed by this statement",
+    }
+}

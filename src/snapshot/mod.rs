@@ -1,0 +1,31 @@
+//! The PostgreSQL data plane: sessions, identity, schema, digests, dump, scratch servers, manifest and markers. Runs inside
+//! Jobs, beside the database; knows nothing of Kubernetes.
+
+pub mod digest;
+pub mod error;
+pub mod identity;
+pub mod schema;
+pub mod session;
+pub mod url;
+
+use sha2::{Digest, Sha256};
+
+pub use error::{Error, Result};
+
+/// SHA-256 of bytes, in lower-case hex.
+pub fn sha256_hex(bytes: impl AsRef<[u8]>) -> String {
+    hex(&Sha256::digest(bytes.as_ref()))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// An SQL identifier in double quotes.
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
