@@ -1,7 +1,10 @@
 //! Carries out what the machine asks for: one bounded request (or a read and a write) each, idempotent, fenced by UID
 //! and resourceVersion, never retried here.
 
+use std::fmt::Debug;
+
 use k8s_openapi::{
+    NamespaceResourceScope,
     api::{
         autoscaling::v1::{Scale, ScaleSpec},
         batch::v1::Job,
@@ -13,13 +16,12 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use super::{
     client::bounded,
     error::{ClusterError, Kind},
-    observe::name_of,
     template, workload,
 };
 use crate::{
@@ -52,7 +54,13 @@ pub async fn act(
     match action {
         Action::Mark { workload, uid, prior_replicas } => {
             let annotations = marks(&owner, Some((&attempt, *prior_replicas)));
-            mark(client, ns, workload, uid, &owner, annotations, false).await
+            match mark(client, ns, workload, uid, &owner, annotations.clone(), false).await {
+                Err(error) if matches!(error.kind, Kind::Claimed { .. }) => {
+                    inherit(client, ns, workload, uid, error).await?;
+                    mark(client, ns, workload, uid, &owner, annotations, false).await
+                }
+                other => other,
+            }
         }
         Action::Unmark { workload, uid } => mark(client, ns, workload, uid, &owner, marks(&owner, None), false).await,
         Action::Scale { workload, precondition, replicas } => {
@@ -64,21 +72,19 @@ pub async fn act(
         Action::SetFlag { value } => set_flag(client, ns, upgrade, value).await,
         Action::CreateJob { step, input } => {
             let planned = planned_job(upgrade, step)?;
-            let manifest = template::with_input(&planned.manifest, input)
-                .map_err(|e| ClusterError::malformed("write the input of", format!("step {step}"), e.to_string()))?;
-            create_job(client, ns, &manifest).await
+            create_job(client, ns, &template::job(&planned.manifest, input)?).await
         }
         Action::DeleteJob { step, uid } => {
-            delete::<Job>(client, ns, "job", name_of(&planned_job(upgrade, step)?.manifest), uid).await
+            delete::<Job>(client, ns, "job", template::name(&planned_job(upgrade, step)?.manifest), uid).await
         }
         Action::ArmJobTtl { step, uid } => {
-            arm_ttl(client, ns, name_of(&planned_job(upgrade, step)?.manifest), uid).await
+            arm_ttl(client, ns, template::name(&planned_job(upgrade, step)?.manifest), uid).await
         }
         Action::CreateCandidate { target } => {
             create_candidate(client, ns, &planned_target(upgrade, target)?.candidate).await
         }
         Action::DeleteCandidate { target, uid } => {
-            delete::<Pod>(client, ns, "pod", name_of(&planned_target(upgrade, target)?.candidate), uid).await
+            delete::<Pod>(client, ns, "pod", template::name(&planned_target(upgrade, target)?.candidate), uid).await
         }
     }
 }
@@ -97,7 +103,7 @@ fn planned_target<'a>(upgrade: &'a MemoriaUpgrade, name: &str) -> Result<&'a Pla
     })
 }
 
-fn marks(owner: &str, attempt: Option<(&str, i32)>) -> Map<String, Value> {
+pub(crate) fn marks(owner: &str, attempt: Option<(&str, i32)>) -> Map<String, Value> {
     let mut annotations = Map::new();
     annotations.insert(OWNER_ANNOTATION.to_owned(), json!(owner));
     if let Some((attempt, prior)) = attempt {
@@ -129,15 +135,37 @@ pub(crate) async fn mark(
     bounded("mark", workload, api.patch(&workload.name, &params, &Patch::Apply(patch))).await.map(drop)
 }
 
-/// Lets go of a mark that a release left which is gone: what that release itself would apply at its end.
-pub async fn release_stale_mark(
+/// Lifts the mark of a release that is gone, just as that release would have done at its end, by its own field manager
+/// and without force.
+async fn inherit(
     client: &Client,
     ns: &str,
     workload: &WorkloadRef,
     uid: &str,
-    gone_owner: &str,
+    conflict: ClusterError,
 ) -> Result<(), ClusterError> {
-    mark(client, ns, workload, uid, gone_owner, Map::new(), false).await
+    let Some(former) = gone_owner(client, ns, workload, uid).await? else { return Err(conflict) };
+    tracing::info!(%workload, former, "the release that marked this workload is gone; its mark is lifted");
+    mark(client, ns, workload, uid, &former, Map::new(), false).await
+}
+
+/// UID of a release that is gone and whose mark may be lifted. A mark that speaks of an open attempt may not: its
+/// journal must be looked for first.
+pub(crate) async fn gone_owner(
+    client: &Client,
+    ns: &str,
+    workload: &WorkloadRef,
+    uid: &str,
+) -> Result<Option<String>, ClusterError> {
+    let Some(found) = workload::get(client, ns, workload).await? else { return Ok(None) };
+    let owner = found
+        .annotation(OWNER_ANNOTATION)
+        .filter(|_| found.uid() == uid && found.annotation(ATTEMPT_ANNOTATION).is_none());
+    let Some(owner) = owner else { return Ok(None) };
+    let api: Api<MemoriaRelease> = Api::namespaced(client.clone(), ns);
+    let releases = bounded("list the releases of", ns, api.list_metadata(&ListParams::default())).await?;
+    let lives = releases.items.iter().any(|r| r.metadata.uid.as_deref() == Some(owner));
+    Ok((!lives).then(|| owner.to_owned()))
 }
 
 fn applied(workload: &WorkloadRef, metadata: Value, spec: Option<Value>) -> Value {
@@ -214,14 +242,14 @@ async fn set_flag(client: &Client, ns: &str, upgrade: &MemoriaUpgrade, value: &s
         .map(drop)
 }
 
-/// Creates a Job from its stamped manifest. One of that name with the same labels and hash is this one.
-pub(crate) async fn create_job(client: &Client, ns: &str, manifest: &Value) -> Result<(), ClusterError> {
-    create_or_adopt::<Job>(client, ns, "job", manifest).await
+/// Creates a Job with its hash. One of that name with the same labels and hash is this one.
+pub(crate) async fn create_job(client: &Client, ns: &str, job: &Job) -> Result<(), ClusterError> {
+    create_or_adopt(client, ns, "job", job).await
 }
 
 /// The candidate must not be reached by clients: whatever the plan knew, no Service may select it now.
 async fn create_candidate(client: &Client, ns: &str, manifest: &Value) -> Result<(), ClusterError> {
-    let object = format!("pod/{}", name_of(manifest));
+    let object = format!("pod/{}", template::name(manifest));
     let api: Api<Service> = Api::namespaced(client.clone(), ns);
     let services = bounded("list the Services before creating", &object, api.list(&ListParams::default())).await?;
     let labels = super::candidate::labels_of(manifest);
@@ -236,34 +264,28 @@ async fn create_candidate(client: &Client, ns: &str, manifest: &Value) -> Result
             next: "make the Service's selector narrower".to_owned(),
         });
     }
-    create_or_adopt::<Pod>(client, ns, "pod", &template::stamped(manifest.clone())).await
+    create_or_adopt(client, ns, "pod", &template::candidate(manifest)?).await
 }
 
-async fn create_or_adopt<K>(client: &Client, ns: &str, kind: &str, manifest: &Value) -> Result<(), ClusterError>
+async fn create_or_adopt<K>(client: &Client, ns: &str, kind: &str, wanted: &K) -> Result<(), ClusterError>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + serde::Serialize
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + Debug,
 {
-    let name = name_of(manifest);
+    let name = wanted.name_any();
     let object = format!("{kind}/{name}");
-    let wanted: K = serde_json::from_value(manifest.clone())
-        .map_err(|e| ClusterError::malformed("read the manifest of", object.clone(), e.to_string()))?;
     let api: Api<K> = Api::namespaced(client.clone(), ns);
     let params = PostParams { dry_run: false, field_manager: Some(OWNER_MANAGER.to_owned()) };
-    let refused = match bounded("create", &object, api.create(&params, &wanted)).await {
+    let refused = match bounded("create", &object, api.create(&params, wanted)).await {
         Err(error) if error.kind == Kind::Foreign => error,
         other => return other.map(drop),
     };
-    let Some(live) = bounded("read", &object, api.get_opt(name)).await? else {
+    let Some(live) = bounded("read", &object, api.get_opt(&name)).await? else {
         return Err(ClusterError::stale("create", object, refused.cause));
     };
     if live.meta().deletion_timestamp.is_some() {
         return Err(ClusterError::stale("create", object, "one of that name is being deleted".to_owned()));
     }
-    match template::difference(live.meta(), manifest) {
+    match template::difference(live.meta(), wanted.meta()) {
         None => Ok(()),
         Some(detail) => Err(ClusterError::foreign("create", object, format!("one of that name is not ours: {detail}"))),
     }

@@ -4,12 +4,9 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 
 use super::{error::cut, pods};
 use crate::{
-    job::protocol::JobReport,
+    job::{manifest::MAIN, protocol::JobReport},
     upgrade::seen::{JobSeen, JobState, Trouble},
 };
-
-/// The container whose termination message is the Job's report.
-pub(crate) const MAIN: &str = "main";
 
 /// A Job of ours. `pods` are all pods that bear the attempt's label; those of other Jobs are passed over.
 pub(crate) fn seen(job: &Job, pods: &[Pod]) -> JobSeen {

@@ -6,11 +6,15 @@ pub mod adopt;
 pub mod candidate;
 pub mod client;
 pub mod error;
+pub mod events;
 mod jobs;
+pub mod lease;
 pub mod managers;
 pub mod observe;
 mod pods;
-pub mod template;
+pub mod preflight;
+mod template;
+pub mod watches;
 mod workload;
 
 pub use act::act;

@@ -8,7 +8,6 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Event, Pod},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
-use serde_json::Value;
 
 use super::{client::bounded, error::ClusterError, jobs, pods, template, workload};
 use crate::{
@@ -71,7 +70,7 @@ pub async fn observe(
         observed.jobs.insert(planned.step.clone(), seen);
     }
     for target in &plan.targets {
-        let name = name_of(&target.candidate);
+        let name = template::name(&target.candidate);
         let Some(pod) = own_pods.iter().find(|pod| pod.metadata.name.as_deref() == Some(name)) else { continue };
         let mut seen = pods::seen(pod, Some(&target.container));
         explain_pod(client, ns, pod, &mut seen).await;
@@ -117,7 +116,7 @@ async fn observe_flag(
 
 /// By name, not by label: a stranger's Job of that name has no label of ours.
 async fn observe_planned(client: &Client, ns: &str, planned: &PlannedJob) -> Result<Option<Job>, ClusterError> {
-    let name = name_of(&planned.manifest);
+    let name = template::name(&planned.manifest);
     if name.is_empty() {
         return Err(ClusterError::malformed(
             "read the Job of",
@@ -138,8 +137,8 @@ fn stranger(job: &Job, planned: &PlannedJob, recorded: Option<&str>) -> Option<S
     if input.manifest_sha256.is_some() && input.manifest_sha256.as_deref() != recorded {
         return Some(format!("its {INPUT_ENV} names another snapshot than the journal"));
     }
-    match template::with_input(&planned.manifest, &input) {
-        Ok(wanted) => template::difference(&job.metadata, &wanted),
+    match template::job(&planned.manifest, &input) {
+        Ok(wanted) => template::difference(&job.metadata, &wanted.metadata),
         Err(e) => Some(e.to_string()),
     }
 }
@@ -222,18 +221,13 @@ async fn warning(client: &Client, ns: &str, uid: &str, reasons: &[&str]) -> Opti
     Some(pods::told(newest.reason.as_deref().unwrap_or_default(), newest.message.as_deref().unwrap_or_default()))
 }
 
-/// A manifest's name; empty when it has none.
-pub(crate) fn name_of(manifest: &Value) -> &str {
-    manifest["metadata"]["name"].as_str().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::batch::v1::Job;
     use serde_json::{Value, json};
 
     use super::stranger;
-    use crate::{api::upgrade::PlannedJob, cluster::template::with_input, job::protocol::JobInput};
+    use crate::{api::upgrade::PlannedJob, cluster::template, job::protocol::JobInput};
 
     fn planned() -> PlannedJob {
         PlannedJob {
@@ -247,7 +241,10 @@ mod tests {
     }
 
     fn live(sha: Option<&str>) -> Value {
-        with_input(&planned().manifest, &JobInput { manifest_sha256: sha.map(str::to_owned) }).unwrap()
+        serde_json::to_value(
+            template::job(&planned().manifest, &JobInput { manifest_sha256: sha.map(str::to_owned) }).unwrap(),
+        )
+        .unwrap()
     }
 
     fn job(manifest: Value) -> Job {

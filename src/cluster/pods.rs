@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus};
 
 use super::error::cut;
-use crate::upgrade::seen::{PodSeen, Trouble};
+use crate::{
+    job::manifest::MAIN,
+    upgrade::seen::{PodSeen, Trouble},
+};
 
 /// Messages of the kubelet and scheduler are kept up to this many bytes.
 const MAX_MESSAGE: usize = 400;
@@ -138,7 +141,7 @@ pub(crate) fn ending_in_words(pod: &Pod) -> String {
     let mut parts = Vec::new();
     for c in statuses(status) {
         if let Some(t) = c.state.as_ref().and_then(|s| s.terminated.as_ref())
-            && (t.exit_code != 0 || c.name == super::jobs::MAIN)
+            && (t.exit_code != 0 || c.name == MAIN)
         {
             parts.push(format!("container {}: {}", c.name, ending(t)));
         }

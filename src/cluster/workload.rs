@@ -20,7 +20,10 @@ use crate::{
         marks::{ATTEMPT_ANNOTATION, OWNER_ANNOTATION, PRIOR_REPLICAS_ANNOTATION},
         release::{WorkloadKind, WorkloadRef},
     },
-    upgrade::seen::{PodSeen, Workload},
+    upgrade::{
+        Precondition,
+        seen::{PodSeen, Workload},
+    },
 };
 
 /// A workload as it was read.
@@ -104,6 +107,12 @@ impl Found {
 
     pub(crate) fn uid(&self) -> &str {
         self.meta().uid.as_deref().unwrap_or_default()
+    }
+
+    /// What a write that follows this read must find unchanged.
+    pub(crate) fn precondition(&self) -> Precondition {
+        let resource_version = self.meta().resource_version.clone().unwrap_or_default();
+        Precondition { uid: self.uid().to_owned(), resource_version }
     }
 
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {

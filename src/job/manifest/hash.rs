@@ -40,10 +40,14 @@ pub fn template_hash(job: &Job) -> Result<String, RenderError> {
     if let Some(annotations) = &mut job.metadata.annotations {
         annotations.remove(TEMPLATE_HASH_ANNOTATION);
     }
-    let value = serde_json::to_value(job).map_err(RenderError::json)?;
+    Ok(canonical_hash(&serde_json::to_value(job).map_err(RenderError::json)?))
+}
+
+/// SHA-256, in hex, over a value's canonical JSON.
+pub fn canonical_hash(value: &Value) -> String {
     let mut text = String::new();
-    write_canonical(&value, &mut text);
-    Ok(hex(&Sha256::digest(text.as_bytes())))
+    write_canonical(value, &mut text);
+    hex(&Sha256::digest(text.as_bytes()))
 }
 
 /// Keys in order, no spaces: the same bytes whatever features serde_json was built with. Empty parts are left out, so

@@ -19,7 +19,7 @@ use memoria_runner::order::{INSTALLED_NAME, ORDER_ENV as RUNNER_ORDER_ENV, Runne
 
 use self::pod::{ContainerExt as _, Draft, Of, container};
 pub use self::{
-    hash::{template_hash, with_input},
+    hash::{canonical_hash, template_hash, with_input},
     name::{BadName, job_name},
     pod::{GUARD, INSTALL, MAIN},
     shape::{PodShape, Security, ShapeError, UrlError},

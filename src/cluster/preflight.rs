@@ -1,0 +1,260 @@
+//! What PreFlight writes and asks: the run's own Jobs, the snapshot claim, and server-side dry runs of everything that
+//! the plan will write.
+
+use std::fmt::Debug;
+
+use futures::future::try_join_all;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        batch::v1::Job,
+        core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, VolumeResourceRequirements},
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, PostParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{
+    act,
+    client::bounded,
+    error::{ClusterError, Kind},
+    template, workload,
+};
+use crate::{
+    api::{
+        MemoriaRelease, MemoriaUpgradeSpec,
+        marks::{ATTEMPT_LABEL, OWNER_MANAGER, RELEASE_LABEL},
+        release::{CheckResult, Verdict, WorkloadRef},
+        upgrade::PlannedTarget,
+    },
+    job::protocol::JobInput,
+    upgrade::Precondition,
+};
+
+/// Creates a Job of a pre-flight run; one of the same name, labels and content is taken as created. The manifest needs
+/// the labels of release, run and step.
+pub async fn create_run_job(client: &Client, ns: &str, job: &Job) -> Result<(), ClusterError> {
+    act::create_job(client, ns, &template::job_of(job.clone(), &JobInput::default())?).await
+}
+
+/// Deletes all Jobs of a pre-flight run, with their pods.
+pub async fn delete_run_jobs(client: &Client, ns: &str, run: &str) -> Result<(), ClusterError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), ns);
+    let selector = ListParams::default().labels(&format!("{ATTEMPT_LABEL}={run}"));
+    let list = bounded("list the Jobs of", format!("pre-flight run {run}"), api.list_metadata(&selector)).await?;
+    let named: Vec<(String, String)> =
+        list.items.iter().map(|job| (job.name_any(), job.uid().unwrap_or_default())).collect();
+    try_join_all(named.iter().map(|(name, uid)| act::delete::<Job>(client, ns, "job", name, uid))).await.map(drop)
+}
+
+/// Makes the claim for snapshots unless there is one of that name: `ReadWriteOnce`, of the default storage class.
+/// It has no owner: deleting a release must not delete the only copy of its data. Returns whether it was made.
+pub async fn ensure_claim(
+    client: &Client,
+    ns: &str,
+    release: &str,
+    name: &str,
+    bytes: i64,
+) -> Result<bool, ClusterError> {
+    let object = format!("persistentvolumeclaim/{name}");
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
+    if bounded("read", &object, api.get_metadata_opt(name)).await?.is_some() {
+        return Ok(false);
+    }
+    let params = PostParams { dry_run: false, field_manager: Some(OWNER_MANAGER.to_owned()) };
+    match bounded("create", &object, api.create(&params, &claim(release, name, bytes))).await {
+        Ok(_) => Ok(true),
+        // Somebody was faster; whoever made it, it is the claim of that name.
+        Err(error) if error.kind == Kind::Foreign => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn claim(release: &str, name: &str, bytes: i64) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some([(RELEASE_LABEL.to_owned(), release.to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), Quantity(bytes.to_string()))].into()),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Asks the server to admit everything that the plan will write, without writing it: one result for each object.
+///
+/// `attempt` is the name that the upgrade will have. Jobs are asked twice, as Jobs and as the pods that they make,
+/// because quotas and PodSecurity judge only pods.
+pub async fn dry_run(
+    client: &Client,
+    ns: &str,
+    release: &MemoriaRelease,
+    attempt: &str,
+    plan: &MemoriaUpgradeSpec,
+) -> Vec<CheckResult> {
+    let owner = release.uid().unwrap_or_default();
+    let mut results = Vec::new();
+    for job in &plan.jobs {
+        let answer = dry_job(client, ns, &job.manifest).await;
+        results.push(judged(format!("admit-job-{}", job.step), "Job and pod would be admitted", answer));
+    }
+    for target in &plan.targets {
+        let answer = dry_target(client, ns, &owner, attempt, target).await;
+        results.push(judged(
+            format!("admit-target-{}", target.name),
+            "marks, replicas, image and candidate would be admitted",
+            answer,
+        ));
+    }
+    for worker in plan.workers.iter().filter(|w| plan.targets.iter().all(|t| t.workload != w.workload)) {
+        let answer = dry_workload(client, ns, &owner, attempt, &worker.workload, worker.replicas).await.map(drop);
+        let name = format!("admit-worker-{}", worker.workload.to_string().replace('/', "-"));
+        results.push(judged(name, "marks and replicas would be admitted", answer));
+    }
+    results.push(judged(
+        "snapshot-claim".to_owned(),
+        "the claim for snapshots exists",
+        usable_claim(client, ns, plan).await,
+    ));
+    results
+}
+
+fn judged(name: String, passed: &str, answer: Result<(), ClusterError>) -> CheckResult {
+    match answer {
+        Ok(()) => CheckResult { name, result: Verdict::Passed, message: passed.to_owned() },
+        Err(error) => {
+            // No answer is no refusal.
+            let result = if error.is_settled_by_observing_again() { Verdict::Inconclusive } else { Verdict::Failed };
+            CheckResult { name, result, message: super::error::cut(&error.to_string(), 1024) }
+        }
+    }
+}
+
+async fn dry_job(client: &Client, ns: &str, manifest: &Value) -> Result<(), ClusterError> {
+    let job = template::job(manifest, &JobInput::default())?;
+    dry_create(client, ns, "job", &job).await?;
+    dry_create(client, ns, "pod", &pod_of(&job)).await
+}
+
+/// The pod that a Job's controller will make.
+fn pod_of(job: &Job) -> Pod {
+    let template = job.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
+    let mut metadata = template.metadata.unwrap_or_default();
+    // As the Job's controller begins its pods' names.
+    metadata.generate_name = Some(format!("{}-", job.name_any()));
+    Pod { metadata, spec: template.spec, status: None }
+}
+
+async fn dry_target(
+    client: &Client,
+    ns: &str,
+    owner: &str,
+    attempt: &str,
+    target: &PlannedTarget,
+) -> Result<(), ClusterError> {
+    let now = dry_workload(client, ns, owner, attempt, &target.workload, target.replicas).await?;
+    act::set_image(client, ns, &target.workload, &now, &target.container, &target.to_image, true).await?;
+    dry_create(client, ns, "pod", &template::candidate(&target.candidate)?).await
+}
+
+async fn dry_workload(
+    client: &Client,
+    ns: &str,
+    owner: &str,
+    attempt: &str,
+    name: &WorkloadRef,
+    replicas: i32,
+) -> Result<Precondition, ClusterError> {
+    let Some(found) = workload::get(client, ns, name).await? else {
+        return Err(ClusterError::missing(
+            "plan",
+            name.to_string(),
+            "create it, or take it out of the release".to_owned(),
+        ));
+    };
+    let now = found.precondition();
+    let marks = act::marks(owner, Some((attempt, replicas)));
+    match act::mark(client, ns, name, &now.uid, owner, marks, true).await {
+        // The mark of a release that is gone will be lifted.
+        Err(error) if matches!(error.kind, Kind::Claimed { .. }) => {
+            act::gone_owner(client, ns, name, &now.uid).await?.ok_or(error)?;
+        }
+        other => other?,
+    }
+    act::scale(client, ns, name, &now, 0, true).await?;
+    Ok(now)
+}
+
+async fn dry_create<K>(client: &Client, ns: &str, kind: &str, wanted: &K) -> Result<(), ClusterError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + Debug,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), ns);
+    let params = PostParams { dry_run: true, field_manager: Some(OWNER_MANAGER.to_owned()) };
+    let name = wanted.meta().name.as_deref().or(wanted.meta().generate_name.as_deref()).unwrap_or_default();
+    bounded("create", format!("{kind}/{name}"), api.create(&params, wanted)).await.map(drop)
+}
+
+async fn usable_claim(client: &Client, ns: &str, plan: &MemoriaUpgradeSpec) -> Result<(), ClusterError> {
+    let name = &plan.storage.claim_name;
+    let object = format!("persistentvolumeclaim/{name}");
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
+    let Some(claim) = bounded("read", &object, api.get_opt(name)).await? else {
+        return Err(ClusterError::missing("use", object, "create it, or correct spec.snapshot.storage".to_owned()));
+    };
+    let lost = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Lost");
+    let problem = if claim.metadata.deletion_timestamp.is_some() {
+        "it is being deleted"
+    } else if lost {
+        "its volume is lost"
+    } else {
+        return Ok(());
+    };
+    Err(ClusterError {
+        kind: Kind::Refused,
+        doing: "use",
+        object,
+        cause: problem.to_owned(),
+        next: "name another claim in spec.snapshot.storage".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{claim, pod_of};
+
+    #[test]
+    fn the_pod_of_a_job_has_its_template() {
+        let job = serde_json::from_value(json!({"metadata": {"name": "memoria-3-fence"}, "spec": {"template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"restartPolicy": "Never", "containers": []}}}}))
+        .unwrap();
+        let pod = serde_json::to_value(pod_of(&job)).unwrap();
+        assert_eq!(pod["metadata"], json!({"generateName": "memoria-3-fence-", "labels": {"a": "b"}}));
+        assert_eq!(pod["spec"]["restartPolicy"], "Never");
+    }
+
+    #[test]
+    fn the_claim_has_no_owner_and_asks_for_whole_bytes() {
+        let claim = serde_json::to_value(claim("memoria", "memoria-snapshots", 3_000_000_001)).unwrap();
+        assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "3000000001");
+        assert_eq!(
+            claim["metadata"],
+            json!({"name": "memoria-snapshots", "labels": {"memoria.arca.run/release": "memoria"}})
+        );
+    }
+}
