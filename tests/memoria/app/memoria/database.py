@@ -14,7 +14,9 @@ def connect(url: str, *, sqlite_busy_seconds: int = SQLITE_BUSY_SECONDS) -> Engi
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return create_engine(parsed, connect_args={"timeout": sqlite_busy_seconds})
-    return create_engine(parsed, pool_pre_ping=True)
+    # psycopg2 else sends the rows of an UPDATE one by one.
+    batched = {"executemany_mode": "values_plus_batch"} if parsed.get_driver_name() == "psycopg2" else {}
+    return create_engine(parsed, pool_pre_ping=True, **batched)
 
 
 def without_password(url: str) -> str:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from memoria import migrations, schema, service_metadata, version
 from memoria.models import LongTermMemory
@@ -60,7 +60,14 @@ def decay(engine: Engine) -> dict[str, int]:
     """Ages the memories: y and importance of the decaying ones at every start, x of all where no date says when last."""
     rewritten = {"x_coord": 0, "y_coord": 0, "importance_score": 0}
     first_time = service_metadata.get(engine, LAST_DECREMENT) is None
-    query = select(LongTermMemory)
+    query = select(LongTermMemory).options(
+        load_only(
+            LongTermMemory.x_coord,
+            LongTermMemory.y_coord,
+            LongTermMemory.importance_score,
+            LongTermMemory.retention_type,
+        )
+    )
     if not first_time:
         query = query.where(LongTermMemory.retention_type.in_(DECAYING))
     with Session(engine) as session:

@@ -110,5 +110,5 @@ def _sqlite_value(value: Any) -> Any:
         return _json(value)
     if isinstance(value, datetime):
         # As SQLAlchemy stores it: always with microseconds.
-        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+        return value.isoformat(" ", "microseconds")
     return value
