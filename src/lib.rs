@@ -6,6 +6,7 @@
 pub mod api;
 pub mod cluster;
 pub mod config;
+pub mod controller;
 pub mod job;
 pub mod snapshot;
 pub mod telemetry;

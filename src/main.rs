@@ -9,7 +9,7 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use memoria_operator::{api::crds, config::Config, telemetry};
+use memoria_operator::{api::crds, config::Config, controller, telemetry};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.";
 
@@ -87,7 +87,8 @@ fn run(file: Option<&Path>) -> Result<(), Failure> {
         None => Config::default(),
     };
     telemetry::init(&config.log)?;
-    Err("this build has no controller".into())
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    Ok(runtime.block_on(controller::run(config))?)
 }
 
 fn job() -> Result<(), Failure> {

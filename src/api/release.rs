@@ -514,6 +514,9 @@ pub struct Current {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
     pub images: Vec<CurrentImage>,
+    /// The annotation `memoria.arca.run/requested-at` when this was recorded: another value accepts what runs then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_at: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -49,6 +49,7 @@ pub async fn observe(
         futures::try_join!(targets, workers, flag, live_jobs, own_pods, abort)?;
 
     let mut observed = Observed {
+        refusal: None,
         targets: targets.into_iter().flatten().collect(),
         workers: workers.into_iter().flatten().collect(),
         flag,

@@ -24,6 +24,9 @@ pub struct Decision {
     pub wake: Option<Timestamp>,
 }
 
+/// How long a refused action of the way back rests before it is tried again.
+const RETRY: crate::api::GoDuration = crate::api::GoDuration::from_secs(10);
+
 /// Longest message kept in a journal, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
@@ -97,6 +100,34 @@ impl Driver<'_> {
             );
         }
         let mut next = journal.clone();
+        match (step, &self.seen.refusal) {
+            (Step::Act { .. }, Some(refusal)) if !turning => {
+                let failure = Failure {
+                    phase: phase.name.to_owned(),
+                    category: refusal.category,
+                    reason: refusal.reason.clone(),
+                    message: refusal.message.clone(),
+                };
+                self.turn_back(next, failure)
+            }
+            (Step::Act { .. }, Some(refusal)) => {
+                // There is nothing further back to turn to: say it, and try again after a while.
+                self.say(&mut next, refusal.message.clone(), None);
+                let wake = self.now.checked_add(RETRY.signed()).ok();
+                Decision { journal: next, actions: Vec::new(), wake }
+            }
+            (step, _) => self.follow(next, phase, step, turning, wake),
+        }
+    }
+
+    fn follow(
+        &self,
+        mut next: MemoriaUpgradeStatus,
+        phase: &Phase,
+        step: Step,
+        turning: bool,
+        wake: Option<Timestamp>,
+    ) -> Decision {
         match step {
             Step::Act { actions, message } => {
                 if next.writers_stopped_at.is_none() && actions.iter().any(|a| matches!(a, Action::Scale { .. })) {
@@ -308,7 +339,7 @@ impl Driver<'_> {
 }
 
 /// At most [`MAX_MESSAGE`] bytes, cut between characters.
-pub(super) fn cut(mut message: String) -> String {
+pub(crate) fn cut(mut message: String) -> String {
     if message.len() > MAX_MESSAGE {
         let end = message.floor_char_boundary(MAX_MESSAGE - 3);
         message.truncate(end);

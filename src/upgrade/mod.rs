@@ -9,10 +9,12 @@ pub mod action;
 mod decide;
 pub mod image;
 pub mod phase;
+pub mod preflight;
 pub mod seen;
 pub mod version;
 
 pub use action::{Action, Precondition};
+pub(crate) use decide::cut;
 pub use decide::{Decision, decide};
 pub use seen::Observed;
 

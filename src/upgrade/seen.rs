@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{api::release::WorkloadRef, job::protocol::JobReport};
+use crate::{
+    api::{release::WorkloadRef, upgrade::Category},
+    job::protocol::JobReport,
+};
 
 /// The world of one attempt at one moment, from live reads made after the journal was read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,6 +21,16 @@ pub struct Observed {
     /// Candidate pods by target name; absent when there is none.
     pub candidates: BTreeMap<String, PodSeen>,
     pub orders: Orders,
+    /// What the API server refused for good, of the actions that the last decision asked for.
+    pub refusal: Option<Refusal>,
+}
+
+/// An action that will not succeed by trying again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub category: Category,
+    pub reason: String,
+    pub message: String,
 }
 
 /// What people ordered.
@@ -127,6 +140,7 @@ pub struct JobSeen {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a handful of Jobs per look; a box would only hide the report")]
 pub enum JobState {
     /// Not finished. `trouble` says what keeps its pod from running.
     Running { trouble: Option<Trouble> },

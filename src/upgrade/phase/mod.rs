@@ -272,13 +272,11 @@ pub fn scale_back(members: &[Member<'_>]) -> Result<(), Step> {
 /// Scales back to the prior counts, then waits for the rollouts. `Ok` when all are ready.
 pub fn to_prior(members: &[Member<'_>]) -> Result<(), Step> {
     scale_back(members)?;
-    for member in members.iter().filter(|m| !m.seen.is_rolled_out(m.replicas)) {
-        if let Some((pod, trouble)) = lasting_trouble(&member.seen.pods) {
-            return Err(pod_failure(&format!("pod {} of {}", pod.name, member.reference), trouble));
-        }
-        return Err(Step::wait(format!("{} comes to {} ready pods", member.reference, member.replicas)));
+    let Some(member) = members.iter().find(|m| !m.seen.is_rolled_out(m.replicas)) else { return Ok(()) };
+    match lasting_trouble(&member.seen.pods) {
+        Some((pod, trouble)) => Err(pod_failure(&format!("pod {} of {}", pod.name, member.reference), trouble)),
+        None => Err(Step::wait(format!("{} comes to {} ready pods", member.reference, member.replicas))),
     }
-    Ok(())
 }
 
 fn lasting_trouble(pods: &[PodSeen]) -> Option<(&PodSeen, &Trouble)> {

@@ -1,0 +1,163 @@
+//! Drives an open attempt: observe, decide, store the journal, act; and tidies up after a closed one.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::controller::Action as Requeue,
+};
+use serde_json::json;
+use tracing::{Instrument as _, info, info_span};
+
+use super::{
+    notices,
+    reconcile::{Context, Subject, write_status},
+    status,
+};
+use crate::{
+    api::{MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeStatus, marks, upgrade::Outcome},
+    cluster::{self, ClusterError, client::bounded, preflight::delete_run_jobs},
+    upgrade::{self, seen::Refusal},
+};
+
+/// How many journals one reconcile stores at most before it lets other releases have their turn.
+const MAX_ROUNDS: usize = 16;
+
+/// Carries an attempt as far as it goes without waiting.
+pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpgrade) -> Result<Requeue, ClusterError> {
+    let phase = upgrade.status.as_ref().and_then(|journal| journal.phase.clone()).unwrap_or_default();
+    let span = info_span!("attempt", attempt = upgrade.name_any(), namespace = subject.namespace, phase);
+    async {
+        let mut refusal = None;
+        for _ in 0..MAX_ROUNDS {
+            let mut observed =
+                cluster::observe(&context.client, &subject.namespace, &subject.release, &upgrade).await?;
+            observed.refusal = refusal.take();
+            let before = upgrade.status.clone().unwrap_or_default();
+            let now = Timestamp::now();
+            let name = upgrade.name_any();
+            let decision = upgrade::decide(&name, &subject.namespace, &upgrade.spec, &before, &observed, now);
+            if decision.journal != before {
+                upgrade = store(&context.client, upgrade, decision.journal).await?;
+                let after = upgrade.status.clone().unwrap_or_default();
+                for notice in notices::between(&before, &after) {
+                    info!(reason = notice.reason, phase = notice.action, message = notice.message, "transition");
+                    context.events.publish(&subject.release, Some(&upgrade), &notice).await;
+                }
+            }
+            for action in &decision.actions {
+                match cluster::act(&context.client, &subject.namespace, &subject.release, &upgrade, action).await {
+                    Ok(()) => info!(?action, "done"),
+                    Err(error) if error.is_settled_by_observing_again() => {
+                        info!(%error, "observing again");
+                        return Ok(Requeue::requeue(Duration::from_millis(500)));
+                    }
+                    Err(error) => {
+                        refusal = Some(Refusal {
+                            category: error.category(),
+                            reason: error.reason().to_owned(),
+                            message: error.to_string(),
+                        });
+                        break;
+                    }
+                }
+            }
+            let again = refusal.is_some() || decision.wake.is_some_and(|wake| wake <= Timestamp::now());
+            if !again || upgrade.status.as_ref().is_some_and(|journal| journal.outcome.is_some()) {
+                return settle(context, subject, &upgrade, decision.wake).await;
+            }
+        }
+        settle(context, subject, &upgrade, Some(Timestamp::now())).await
+    }
+    .instrument(span)
+    .await
+}
+
+/// Shows the attempt in the release's status, and says when to look again.
+async fn settle(
+    context: &Context,
+    subject: &Subject,
+    upgrade: &MemoriaUpgrade,
+    wake: Option<Timestamp>,
+) -> Result<Requeue, ClusterError> {
+    let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
+    write_status(&context.client, &subject.release, next).await?;
+    Ok(match wake {
+        Some(wake) => {
+            let left = wake.duration_since(Timestamp::now());
+            Requeue::requeue(Duration::try_from(left).unwrap_or_default().max(Duration::from_millis(20)))
+        }
+        None => Requeue::await_change(),
+    })
+}
+
+/// Stores the journal; another writer since the read is a conflict, never overwritten.
+async fn store(
+    client: &Client,
+    mut upgrade: MemoriaUpgrade,
+    journal: MemoriaUpgradeStatus,
+) -> Result<MemoriaUpgrade, ClusterError> {
+    let name = upgrade.name_any();
+    let api: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), &upgrade.namespace().unwrap_or_default());
+    upgrade.status = Some(journal);
+    upgrade.metadata.managed_fields = None;
+    let params = PostParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PostParams::default() };
+    bounded("store the journal of", &name, api.replace_status(&name, &params, &upgrade)).await
+}
+
+/// After an attempt: its pre-flight Jobs, attempts past the history limit and the finalizer go.
+pub async fn finish(
+    context: &Context,
+    subject: &Subject,
+    upgrade: &MemoriaUpgrade,
+    outcome: Outcome,
+) -> Result<(), ClusterError> {
+    let client = &context.client;
+    if outcome != Outcome::Halted && subject.release.finalizers().iter().any(|f| f == marks::FINALIZER) {
+        delete_run_jobs(client, &subject.namespace, &upgrade.spec.run).await?;
+        let_go(client, &subject.release).await?;
+    }
+    let limit = usize::try_from(subject.release.spec.history_limit).unwrap_or(1).max(1);
+    let api: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), &subject.namespace);
+    for old in subject.attempts.iter().rev().skip(limit) {
+        let name = old.name_any();
+        let uid =
+            DeleteParams::default().preconditions(kube::api::Preconditions { uid: old.uid(), resource_version: None });
+        bounded("delete the old attempt", &name, api.delete(&name, &uid)).await?;
+    }
+    Ok(())
+}
+
+/// Holds the release while an attempt is open, so that deleting it waits for what ran before to run again.
+pub async fn hold(client: &Client, release: &MemoriaRelease) -> Result<(), ClusterError> {
+    if release.finalizers().iter().any(|f| f == marks::FINALIZER) {
+        return Ok(());
+    }
+    let mut finalizers = release.finalizers().to_vec();
+    finalizers.push(marks::FINALIZER.to_owned());
+    patch_finalizers(client, release, finalizers).await
+}
+
+/// Lets a release go.
+pub async fn let_go(client: &Client, release: &MemoriaRelease) -> Result<(), ClusterError> {
+    if !release.finalizers().iter().any(|f| f == marks::FINALIZER) {
+        return Ok(());
+    }
+    let finalizers = release.finalizers().iter().filter(|f| *f != marks::FINALIZER).cloned().collect();
+    patch_finalizers(client, release, finalizers).await
+}
+
+async fn patch_finalizers(
+    client: &Client,
+    release: &MemoriaRelease,
+    finalizers: Vec<String>,
+) -> Result<(), ClusterError> {
+    let name = release.name_any();
+    let api: Api<MemoriaRelease> = Api::namespaced(client.clone(), &release.namespace().unwrap_or_default());
+    // A merge patch replaces the whole list; the version makes sure that nobody else changed it meanwhile.
+    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": release.resource_version()}});
+    let params = PatchParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PatchParams::default() };
+    bounded("set the finalizers of release", &name, api.patch(&name, &params, &Patch::Merge(patch))).await.map(drop)
+}

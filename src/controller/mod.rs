@@ -1,0 +1,12 @@
+//! Watches, observes what the current phase needs, asks [`crate::upgrade`] what to do, carries it out and records it.
+//! It decides nothing by itself.
+
+mod attempt;
+mod notices;
+mod preflight;
+mod reconcile;
+mod retries;
+mod serve;
+mod status;
+
+pub use serve::{RunError, run};

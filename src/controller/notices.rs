@@ -1,0 +1,44 @@
+//! What is worth an event: transitions only, found by comparing two journals. Pure.
+
+use crate::{
+    api::{
+        MemoriaUpgradeStatus,
+        upgrade::{Outcome, PhaseState},
+    },
+    cluster::events::Notice,
+};
+
+fn notice(warning: bool, reason: impl Into<String>, action: &str, message: impl Into<String>) -> Notice {
+    Notice { warning, reason: reason.into(), action: action.to_owned(), message: message.into() }
+}
+
+/// The events between two states of a journal.
+pub fn between(before: &MemoriaUpgradeStatus, after: &MemoriaUpgradeStatus) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    for (at, record) in after.phases.iter().enumerate() {
+        let old = before.phases.get(at).map(|record| record.state);
+        if old == Some(record.state) {
+            continue;
+        }
+        match record.state {
+            PhaseState::Running => notices.push(notice(
+                false,
+                format!("{}Started", record.name),
+                &record.name,
+                format!("{} begins", record.name),
+            )),
+            PhaseState::Passed => {
+                notices.push(notice(false, format!("{}Passed", record.name), &record.name, record.message.clone()))
+            }
+            PhaseState::Failed => {
+                let reason = after.failure.as_ref().map_or("PhaseFailed", |failure| failure.reason.as_str());
+                notices.push(notice(true, reason, &record.name, record.message.clone()));
+            }
+        }
+    }
+    if let (None, Some(outcome)) = (before.outcome, after.outcome) {
+        let message = after.message.clone().unwrap_or_default();
+        notices.push(notice(outcome != Outcome::Succeeded, format!("{outcome:?}"), "Upgrade", message));
+    }
+    notices
+}

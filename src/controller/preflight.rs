@@ -1,0 +1,169 @@
+//! Drives pre-flight: adopt, look at the run's Jobs, ask what is next, create what is missing; and opens the attempt
+//! once the plan stands.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ObjectMeta, PostParams},
+    runtime::controller::Action as Requeue,
+};
+use tracing::info;
+
+use super::{
+    attempt,
+    reconcile::{Context, Subject, write_status},
+    status,
+};
+use crate::{
+    api::{
+        MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeSpec, marks,
+        release::{CheckResult, Mode},
+    },
+    cluster::{
+        self, ClusterError,
+        client::bounded,
+        events::Notice,
+        preflight::{create_run_job, delete_run_jobs, dry_run, ensure_claim},
+    },
+    upgrade::preflight::{Answer, Question, preflight, run_name},
+};
+
+/// One round of pre-flight.
+pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, ClusterError> {
+    let (client, ns, release) = (&context.client, subject.namespace.as_str(), &subject.release);
+    let run = run_name(release);
+    let adopted = cluster::adopt(client, ns, release).await?;
+    let jobs = cluster::observe_run(client, ns, &run).await?;
+    let attempt = next_attempt(subject);
+    let known: Vec<String> = subject.attempts.iter().map(ResourceExt::name_any).collect();
+    let ask = |dry_run: Option<&[CheckResult]>| {
+        preflight(&Question {
+            release,
+            adopted: &adopted,
+            jobs: &jobs,
+            images: &context.images,
+            attempt: &attempt,
+            known_attempts: &known,
+            dry_run,
+            now: Timestamp::now(),
+        })
+    };
+    let mut answer = ask(None);
+    let began = matches!(answer, Answer::Settled(_) | Answer::Refused { .. });
+    if !began && ended(release, &run) {
+        // This run has its result; the same question is not asked twice.
+        return Ok(Requeue::await_change());
+    }
+    if !began && release.spec.suspend {
+        let next = status::suspended(release, Timestamp::now());
+        write_status(client, release, next).await?;
+        return Ok(Requeue::await_change());
+    }
+    if let Answer::DryRun { plan, .. } = &answer {
+        let results = dry_run(client, ns, release, &attempt, plan).await;
+        answer = ask(Some(&results));
+    }
+    tell(context, subject, &answer).await;
+    match &answer {
+        Answer::Checking { jobs: missing, claim, .. } => {
+            if let Some(claim) = claim {
+                ensure_claim(client, ns, &release.name_any(), &claim.name, claim.bytes).await?;
+            }
+            for job in missing {
+                create_run_job(client, ns, job).await?;
+            }
+        }
+        Answer::Planned { plan, .. } if release.spec.mode == Mode::Apply => {
+            open(client, subject, &attempt, plan).await?;
+            return Ok(Requeue::requeue(std::time::Duration::ZERO));
+        }
+        // A plan leaves nothing behind.
+        Answer::Planned { .. } | Answer::NotPassed { .. } if release.spec.mode == Mode::Plan => {
+            delete_run_jobs(client, ns, &run).await?;
+        }
+        _ => {}
+    }
+    let next = status::of_preflight(release, &answer, Timestamp::now());
+    write_status(client, release, next).await?;
+    Ok(match &answer {
+        // The limit must be noticed although nothing changes.
+        Answer::Checking { status, .. } => {
+            let limit = release.spec.timeouts.pre_flight;
+            let until = status.started_at.0.checked_add(limit.signed()).unwrap_or_default();
+            let left = until.duration_since(Timestamp::now());
+            Requeue::requeue(
+                std::time::Duration::try_from(left).unwrap_or_default() + std::time::Duration::from_secs(1),
+            )
+        }
+        _ => Requeue::await_change(),
+    })
+}
+
+/// Whether this run's result already stands in the status.
+fn ended(release: &MemoriaRelease, run: &str) -> bool {
+    let known = release.status.as_ref().and_then(|status| status.pre_flight.as_ref());
+    known.is_some_and(|known| {
+        let planned_only = known.plan.is_none() || release.spec.mode == Mode::Plan;
+        known.run == run && known.finished_at.is_some() && planned_only
+    })
+}
+
+/// Events at transitions only.
+async fn tell(context: &Context, subject: &Subject, answer: &Answer) {
+    let known = subject.release.status.as_ref().and_then(|status| status.pre_flight.as_ref());
+    let (warning, reason, message) = match answer {
+        Answer::Checking { status, .. } if known.is_none_or(|known| known.run != status.run) => {
+            (false, "PreFlightStarted", format!("pre-flight run {} begins", status.run))
+        }
+        Answer::Planned { status, plan } => {
+            let text = format!(
+                "{} -> {}: plan {}, {} targets, {} migrations, {} checks passed",
+                plan.from,
+                plan.to,
+                plan.plan_hash.get(..12).unwrap_or_default(),
+                plan.targets.len(),
+                plan.migrations.len(),
+                status.checks.len()
+            );
+            (false, "PlanReady", text)
+        }
+        Answer::NotPassed { reason, message, .. } => (true, *reason, message.clone()),
+        _ => return,
+    };
+    let notice = Notice { warning, reason: reason.to_owned(), action: "PreFlight".to_owned(), message };
+    info!(reason = notice.reason, message = notice.message, "transition");
+    context.events.publish(&subject.release, None, &notice).await;
+}
+
+/// The next attempt's name: numbers are never used twice, even when an old attempt is gone.
+fn next_attempt(subject: &Subject) -> String {
+    let last = subject.attempts.last().map_or(0, |upgrade| status::number(&upgrade.name_any()));
+    let counted = subject.release.status.as_ref().map_or(0, |status| status.attempts);
+    format!("{}-{}", subject.release.name_any(), last.max(counted) + 1)
+}
+
+/// Opens the attempt: the finalizer first, so that from now on a deletion waits.
+async fn open(
+    client: &Client,
+    subject: &Subject,
+    attempt: &str,
+    plan: &MemoriaUpgradeSpec,
+) -> Result<(), ClusterError> {
+    attempt::hold(client, &subject.release).await?;
+    let labels = BTreeMap::from([(marks::RELEASE_LABEL.to_owned(), subject.release.name_any())]);
+    let upgrade = MemoriaUpgrade {
+        metadata: ObjectMeta {
+            name: Some(attempt.to_owned()),
+            namespace: Some(subject.namespace.clone()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: plan.clone(),
+        status: None,
+    };
+    let api: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), &subject.namespace);
+    let params = PostParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PostParams::default() };
+    bounded("open the attempt", attempt, api.create(&params, &upgrade)).await.map(drop)
+}

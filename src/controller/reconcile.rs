@@ -1,0 +1,141 @@
+//! One look at one release: which of the two halves, pre-flight or attempt, has the next move.
+
+use jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, PostParams},
+    runtime::controller::Action as Requeue,
+};
+
+use super::{attempt, preflight, retries::Retries, status};
+use crate::{
+    api::{
+        MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade,
+        conditions::reason,
+        marks,
+        upgrade::{MACHINE_VERSION, Outcome},
+    },
+    cluster::{ClusterError, client::bounded, events::Events, watches::OpenAttempts},
+    upgrade::preflight::{Answer, OperatorImages, run_name},
+};
+
+/// What every reconcile needs.
+pub struct Context {
+    pub client: Client,
+    pub events: Events,
+    pub images: OperatorImages,
+    pub open: OpenAttempts,
+    pub retries: Retries,
+}
+
+/// A release and its attempts, from live reads.
+pub struct Subject {
+    pub namespace: String,
+    pub release: MemoriaRelease,
+    /// By number, oldest first.
+    pub attempts: Vec<MemoriaUpgrade>,
+}
+
+/// Looks at a release once. The answer says when to look again although nothing changed.
+///
+/// # Errors
+/// [`ClusterError`] when the cluster could not be read or written; the caller tries again later.
+pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Requeue, ClusterError> {
+    let Some(subject) = read(&context.client, namespace, name).await? else {
+        context.open.set(namespace, name, false);
+        return Ok(Requeue::await_change());
+    };
+    let latest = subject.attempts.last();
+    let outcome = latest.and_then(|upgrade| upgrade.status.as_ref()).and_then(|journal| journal.outcome);
+    if let Some(newer) = latest.filter(|upgrade| upgrade.spec.machine_version > MACHINE_VERSION) {
+        return needs_newer(context, &subject, newer).await;
+    }
+    match (latest, outcome) {
+        (Some(upgrade), None) => {
+            context.open.set(namespace, name, true);
+            attempt::drive(context, &subject, upgrade.clone()).await
+        }
+        (Some(upgrade), Some(Outcome::Halted)) => {
+            context.open.set(namespace, name, false);
+            attempt::drive(context, &subject, upgrade.clone()).await
+        }
+        (Some(upgrade), Some(ended)) => {
+            context.open.set(namespace, name, false);
+            attempt::finish(context, &subject, upgrade, ended).await?;
+            if subject.release.metadata.deletion_timestamp.is_some() {
+                return Ok(Requeue::await_change());
+            }
+            if ended != Outcome::Succeeded && upgrade.spec.run == run_name(&subject.release) {
+                // The same request would end the same way: a person changes the spec or asks again.
+                let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
+                write_status(&context.client, &subject.release, next).await?;
+                return Ok(Requeue::await_change());
+            }
+            if recorded(&subject.release, upgrade) {
+                preflight::drive(context, &subject).await
+            } else {
+                let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
+                write_status(&context.client, &subject.release, next).await?;
+                Ok(Requeue::requeue(std::time::Duration::ZERO))
+            }
+        }
+        (None, _) => {
+            context.open.set(namespace, name, false);
+            if subject.release.metadata.deletion_timestamp.is_some() {
+                attempt::let_go(&context.client, &subject.release).await?;
+                return Ok(Requeue::await_change());
+            }
+            preflight::drive(context, &subject).await
+        }
+    }
+}
+
+/// Whether the release's status already tells how this attempt ended: only then may its images be compared with it.
+fn recorded(release: &MemoriaRelease, upgrade: &MemoriaUpgrade) -> bool {
+    let summary = release.status.as_ref().and_then(|status| status.attempt.as_ref());
+    let outcome = upgrade.status.as_ref().and_then(|journal| journal.outcome);
+    summary.is_some_and(|summary| summary.id == upgrade.name_any() && summary.outcome == outcome)
+}
+
+async fn needs_newer(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade) -> Result<Requeue, ClusterError> {
+    let message = format!(
+        "attempt {} has plan version {}, this operator knows up to {MACHINE_VERSION}: run the operator version {} or newer",
+        upgrade.name_any(),
+        upgrade.spec.machine_version,
+        upgrade.spec.operator_version
+    );
+    let answer = Answer::Refused { reason: reason::NEEDS_NEWER_OPERATOR, message, current: None };
+    let next = status::of_preflight(&subject.release, &answer, Timestamp::now());
+    write_status(&context.client, &subject.release, next).await?;
+    Ok(Requeue::await_change())
+}
+
+async fn read(client: &Client, namespace: &str, name: &str) -> Result<Option<Subject>, ClusterError> {
+    let releases: Api<MemoriaRelease> = Api::namespaced(client.clone(), namespace);
+    let upgrades: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), namespace);
+    let Some(release) = bounded("read the release", name, releases.get_opt(name)).await? else { return Ok(None) };
+    let mine = ListParams::default().labels(&format!("{}={name}", marks::RELEASE_LABEL));
+    let mut attempts = bounded("list the attempts of", name, upgrades.list(&mine)).await?.items;
+    let uid = release.uid().unwrap_or_default();
+    attempts.retain(|upgrade| upgrade.spec.release_uid == uid);
+    attempts.sort_by_key(|upgrade| status::number(&upgrade.name_any()));
+    Ok(Some(Subject { namespace: namespace.to_owned(), release, attempts }))
+}
+
+/// Stores the status if it differs; the release must be the one that was read.
+pub async fn write_status(
+    client: &Client,
+    release: &MemoriaRelease,
+    next: MemoriaReleaseStatus,
+) -> Result<(), ClusterError> {
+    if release.status.as_ref() == Some(&next) {
+        return Ok(());
+    }
+    let name = release.name_any();
+    let api: Api<MemoriaRelease> = Api::namespaced(client.clone(), &release.namespace().unwrap_or_default());
+    let mut release = release.clone();
+    release.status = Some(next);
+    release.metadata.managed_fields = None;
+    let params = PostParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PostParams::default() };
+    bounded("store the status of release", &name, api.replace_status(&name, &params, &release)).await.map(drop)
+}

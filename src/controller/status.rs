@@ -1,0 +1,288 @@
+//! The release's status, projected from plan, journal and pre-flight. Pure: equal input gives equal status, so that a
+//! settled release is never written again.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt as _;
+
+use crate::{
+    api::{
+        MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade,
+        conditions::{self, reason},
+        marks,
+        release::{AttemptSummary, Current, CurrentImage, IngestionState, IngestionStatus, PreFlightStatus},
+        upgrade::Outcome,
+    },
+    upgrade::{image::ImageRef, preflight::Answer},
+};
+
+/// How the release is, for kstatus and people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Ready,
+    /// The operator works; `Ready` is Unknown.
+    Working,
+    /// A person must act.
+    Stalled,
+}
+
+/// The status while no attempt is open.
+pub fn of_preflight(release: &MemoriaRelease, answer: &Answer, now: Timestamp) -> MemoriaReleaseStatus {
+    let mut status = begin(release);
+    status.next_action = None;
+    let (standing, reason, message, phase) = match answer {
+        Answer::Settled(current) => {
+            let message =
+                match status.attempt.as_ref().and_then(|attempt| Some((attempt, attempt.finished_at.as_ref()?))) {
+                    Some((attempt, at)) if attempt.to == current.version => format!(
+                        "{} runs since {}; writers were stopped {} s",
+                        current.version,
+                        at.0.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                        attempt.writers_stopped_seconds.unwrap_or_default()
+                    ),
+                    _ => format!("{} runs; it was adopted as it is", current.version),
+                };
+            let reason = match &status.attempt {
+                Some(attempt) if attempt.to == current.version => reason::RELEASE_SUCCEEDED,
+                _ => reason::ADOPTED,
+            };
+            status.current = Some(current.clone());
+            status.pre_flight = None;
+            status.ingestion = Some(IngestionStatus { state: IngestionState::Running, stopped_since: None });
+            (Standing::Ready, reason, message, "Succeeded")
+        }
+        Answer::Refused { reason, message, current } => {
+            if let Some(current) = current {
+                status.current = Some(current.clone());
+            }
+            (Standing::Stalled, *reason, message.clone(), "Pending")
+        }
+        Answer::Checking { status: found, message, .. } => {
+            status.pre_flight = Some(found.clone());
+            (Standing::Working, reason::PROGRESSING, message.clone(), "PreFlight")
+        }
+        Answer::DryRun { status: found, .. } => {
+            status.pre_flight = Some(found.clone());
+            (Standing::Working, reason::PROGRESSING, "the API server dry-runs the plan".to_owned(), "PreFlight")
+        }
+        Answer::Planned { status: found, .. } => {
+            status.pre_flight = Some(found.clone());
+            let (standing, reason, message) = planned(found);
+            (standing, reason, message, "PreFlight")
+        }
+        Answer::NotPassed { status: found, reason, message } => {
+            status.pre_flight = Some(found.clone());
+            status.next_action = Some(ask_again(release));
+            (Standing::Stalled, *reason, message.clone(), "PreFlight")
+        }
+    };
+    status.phase = Some(phase.to_owned());
+    stand(&mut status, release, standing, reason, &message, now);
+    status
+}
+
+fn planned(found: &PreFlightStatus) -> (Standing, &'static str, String) {
+    let plan = found.plan.as_ref();
+    let message = format!(
+        "plan {} ready: {} checks passed; set spec.mode to Apply to carry it out",
+        plan.map(|plan| plan.hash.as_str()).unwrap_or_default(),
+        found.checks.len()
+    );
+    (Standing::Ready, reason::PLAN_READY, message)
+}
+
+/// The command that starts the pre-flight checks anew.
+fn ask_again(release: &MemoriaRelease) -> String {
+    format!(
+        "kubectl -n {} annotate mrel {} {}=\"$(date -Is)\" --overwrite",
+        release.namespace().unwrap_or_default(),
+        release.name_any(),
+        marks::REQUESTED_AT_ANNOTATION
+    )
+}
+
+/// The status while spec.suspend keeps pre-flight from beginning.
+pub fn suspended(release: &MemoriaRelease, now: Timestamp) -> MemoriaReleaseStatus {
+    let mut status = begin(release);
+    status.phase = Some("Pending".to_owned());
+    let message = "spec.suspend is true: no phase starts until it is false; Memoria runs unchanged";
+    stand(&mut status, release, Standing::Working, reason::SUSPENDED, message, now);
+    status
+}
+
+/// The status from an attempt, open or closed.
+pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Timestamp) -> MemoriaReleaseStatus {
+    let mut status = begin(release);
+    let (plan, journal) = (&upgrade.spec, upgrade.status.clone().unwrap_or_default());
+    let seconds = match (&journal.writers_stopped_at, &journal.writers_back_at) {
+        (Some(from), Some(to)) => Some(to.0.duration_since(from.0).as_secs()),
+        _ => None,
+    };
+    status.attempt = Some(AttemptSummary {
+        id: upgrade.name_any(),
+        from: plan.from.clone(),
+        to: plan.to.clone(),
+        generation: plan.release_generation,
+        plan_hash: plan.plan_hash.get(..12).unwrap_or_default().to_owned(),
+        started_at: upgrade.creation_timestamp().unwrap_or(Time(now)),
+        finished_at: journal.finished_at.clone(),
+        outcome: journal.outcome,
+        writers_stopped_seconds: seconds,
+    });
+    status.attempts = status.attempts.max(number(&upgrade.name_any()));
+    status.phase = journal.phase.clone();
+    status.pre_flight = None;
+    let stopped = journal.writers_stopped_at.is_some() && journal.writers_back_at.is_none();
+    status.ingestion = Some(match stopped {
+        true => IngestionStatus { state: IngestionState::Stopped, stopped_since: journal.writers_stopped_at.clone() },
+        false => IngestionStatus { state: IngestionState::Running, stopped_since: None },
+    });
+    let message = journal.message.clone().unwrap_or_default();
+    let (standing, reason, message, next) = match journal.outcome {
+        None if release.spec.suspend && message.starts_with("suspended") => {
+            (Standing::Working, reason::SUSPENDED, message, Some(unsuspend(release)))
+        }
+        None => (Standing::Working, reason::PROGRESSING, named(&journal.phase, &message), None),
+        Some(Outcome::Succeeded) => {
+            let message = format!("{} runs; writers were stopped {} s", plan.to, seconds.unwrap_or_default());
+            (Standing::Ready, reason::RELEASE_SUCCEEDED, message, None)
+        }
+        Some(Outcome::Resumed) => {
+            let message = format!("{message}; {} runs again, nothing was changed", plan.from);
+            (Standing::Stalled, reason::RESUMED, message, Some(ask_again(release)))
+        }
+        Some(Outcome::Halted) => {
+            let (message, next) = halted(upgrade, &message);
+            (Standing::Stalled, reason::HALTED, message, Some(next))
+        }
+        Some(Outcome::Unverified) => {
+            let message = format!("{message}; {} keeps running, the snapshot is kept", plan.to);
+            (Standing::Stalled, reason::UNVERIFIED, message, Some(ask_again(release)))
+        }
+        Some(Outcome::Aborted) => (Standing::Stalled, reason::ABORTED, message, Some(ask_again(release))),
+    };
+    status.next_action = next;
+    if matches!(journal.outcome, Some(Outcome::Succeeded | Outcome::Halted | Outcome::Unverified)) {
+        status.current = Some(after(release, upgrade, journal.outcome));
+    }
+    stand(&mut status, release, standing, reason, &message, now);
+    if stopped {
+        let since = journal.writers_stopped_at.as_ref().map(|at| at.0.strftime("%H:%M:%SZ").to_string());
+        let why = journal.phase.clone().unwrap_or_default();
+        let message = format!("writers are stopped since {}", since.unwrap_or_default());
+        set(&mut status.conditions, release, conditions::INGESTION_STOPPED, "True", &why, &message, now);
+    }
+    status
+}
+
+fn named(phase: &Option<String>, message: &str) -> String {
+    match phase {
+        Some(phase) => format!("{phase}: {message}"),
+        None => message.to_owned(),
+    }
+}
+
+fn unsuspend(release: &MemoriaRelease) -> String {
+    format!(
+        "kubectl -n {} patch mrel {} --type merge -p '{{\"spec\":{{\"suspend\":false}}}}'",
+        release.namespace().unwrap_or_default(),
+        release.name_any()
+    )
+}
+
+/// What a person reads at night: both copies, where they lie, and the next command.
+fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
+    let journal = upgrade.status.clone().unwrap_or_default();
+    let namespace = upgrade.namespace().unwrap_or_default();
+    let snapshot = journal.snapshot.as_ref().map(|snapshot| {
+        format!(
+            "the snapshot is whole in claim {}, directory {} (manifest sha256 {})",
+            snapshot.claim_name,
+            snapshot.directory,
+            snapshot.manifest_sha256.get(..12).unwrap_or_default()
+        )
+    });
+    let message = format!(
+        "{message}; writers stay stopped, the database is as the failure left it, {}",
+        snapshot.unwrap_or_else(|| "no snapshot was needed".to_owned())
+    );
+    let next = format!("kubectl -n {namespace} get mup {} -o yaml", upgrade.name_any());
+    (message, next)
+}
+
+/// The number at the end of an attempt's name.
+pub fn number(attempt: &str) -> i64 {
+    attempt.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or_default()
+}
+
+/// What runs after an attempt that moved the images.
+fn after(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, outcome: Option<Outcome>) -> Current {
+    Current {
+        version: match outcome {
+            Some(Outcome::Halted) => "unknown".to_owned(),
+            _ => upgrade.spec.to.clone(),
+        },
+        images: upgrade
+            .spec
+            .targets
+            .iter()
+            .map(|target| CurrentImage {
+                target: target.name.clone(),
+                image: target.to_image.clone(),
+                digest: target.to_image.parse::<ImageRef>().ok().and_then(|image| image.digest),
+            })
+            .collect(),
+        requested_at: release.annotations().get(marks::REQUESTED_AT_ANNOTATION).cloned(),
+    }
+}
+
+fn begin(release: &MemoriaRelease) -> MemoriaReleaseStatus {
+    let mut status = release.status.clone().unwrap_or_default();
+    status.observed_generation = release.metadata.generation;
+    status
+}
+
+fn stand(
+    status: &mut MemoriaReleaseStatus,
+    release: &MemoriaRelease,
+    standing: Standing,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
+    let (ready, other) = match standing {
+        Standing::Ready => ("True", None),
+        Standing::Working => ("Unknown", Some(conditions::RECONCILING)),
+        Standing::Stalled => ("False", Some(conditions::STALLED)),
+    };
+    let conditions = &mut status.conditions;
+    conditions.retain(|known| known.type_ == conditions::READY || Some(known.type_.as_str()) == other);
+    set(conditions, release, conditions::READY, ready, reason, message, now);
+    if let Some(other) = other {
+        set(conditions, release, other, "True", reason, message, now);
+    }
+}
+
+/// Sets one condition; the transition time moves only with the status.
+fn set(
+    conditions: &mut Vec<Condition>,
+    release: &MemoriaRelease,
+    type_: &str,
+    value: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
+    let known = conditions.iter().find(|known| known.type_ == type_ && known.status == value);
+    let condition = Condition {
+        type_: type_.to_owned(),
+        status: value.to_owned(),
+        reason: reason.to_owned(),
+        message: crate::upgrade::cut(message.to_owned()),
+        observed_generation: release.metadata.generation,
+        last_transition_time: known.map_or(Time(now), |known| known.last_transition_time.clone()),
+    };
+    conditions.retain(|known| known.type_ != type_);
+    conditions.push(condition);
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+}

@@ -1,0 +1,447 @@
+//! PreFlight: read-only. From the release and what was found of its workloads to a plan with a hash, by way of Jobs
+//! that look at images and database. Pure like the rest: it asks for Jobs and judges their reports.
+
+mod judge;
+mod plan;
+mod target;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::Time};
+use kube::ResourceExt as _;
+use sha2::{Digest, Sha256};
+
+pub use self::plan::digest_plan;
+use self::target::Wanted;
+use super::{seen::JobSeen, version::Version};
+use crate::{
+    api::{
+        MemoriaRelease, MemoriaUpgradeSpec,
+        conditions::reason,
+        marks,
+        release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Verdict},
+    },
+    cluster::adopt::{Adopted, Claim},
+    job::manifest::{self, JobContext, PodShape, Probe, RenderError},
+};
+
+/// Images that the operator's configuration names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OperatorImages {
+    pub operator: String,
+    /// Tool image by PostgreSQL major version.
+    pub tools: BTreeMap<i32, String>,
+}
+
+/// All that pre-flight may look at.
+pub struct Question<'a> {
+    pub release: &'a MemoriaRelease,
+    pub adopted: &'a Adopted,
+    /// The run's Jobs by step.
+    pub jobs: &'a BTreeMap<String, JobSeen>,
+    pub images: &'a OperatorImages,
+    /// The name that the next attempt will have.
+    pub attempt: &'a str,
+    /// Attempts whose journals exist.
+    pub known_attempts: &'a [String],
+    /// What the API server said to a dry run of the plan; absent until one was made of it.
+    pub dry_run: Option<&'a [CheckResult]>,
+    pub now: Timestamp,
+}
+
+/// What pre-flight wants next.
+#[derive(Debug)]
+pub enum Answer {
+    /// The desired version runs: nothing is to be done.
+    Settled(Current),
+    /// It cannot even begin; the reason is a condition's, the message names field or object and the fix.
+    Refused { reason: &'static str, message: String, current: Option<Current> },
+    /// Checks are under way: make these Jobs (and the claim first, when asked).
+    Checking { status: PreFlightStatus, jobs: Vec<Job>, claim: Option<ClaimWish>, message: String },
+    /// Every Job has reported and all passed: let the API server dry-run this plan, then ask again.
+    DryRun { status: PreFlightStatus, plan: Box<MemoriaUpgradeSpec> },
+    /// The plan stands.
+    Planned { status: PreFlightStatus, plan: Box<MemoriaUpgradeSpec> },
+    /// At least one check Failed, or is Inconclusive.
+    NotPassed { status: PreFlightStatus, reason: &'static str, message: String },
+}
+
+/// A claim for snapshots that the operator makes when the release names none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimWish {
+    pub name: String,
+    pub bytes: i64,
+}
+
+/// The smallest claim worth asking for: 1 GiB.
+const MIN_CLAIM_BYTES: i64 = 1 << 30;
+
+/// Decides what pre-flight does next. The same question has the same answer.
+pub fn preflight(question: &Question<'_>) -> Answer {
+    let spec = &question.release.spec;
+    let adopted = question.adopted;
+    let unfit: Vec<_> = adopted.checks.iter().filter(|check| check.result == Verdict::Failed).collect();
+    if !unfit.is_empty() {
+        let targets = adopted.targets.iter().map(|target| &target.workload);
+        let claimed = targets.chain(&adopted.workers).any(|found| matches!(found.claim, Claim::Other { .. }));
+        return Answer::Refused {
+            reason: if claimed { reason::TARGET_CLAIMED } else { reason::INVALID_SPEC },
+            message: unfit.iter().map(|check| check.message.as_str()).collect::<Vec<_>>().join("; "),
+            current: None,
+        };
+    }
+    if let Some(message) = lost_journal(question) {
+        return Answer::Refused { reason: reason::JOURNAL_LOST, message, current: None };
+    }
+    let wanted = match Wanted::all(spec, adopted) {
+        Ok(wanted) => wanted,
+        Err(message) => return Answer::Refused { reason: reason::INVALID_SPEC, message, current: None },
+    };
+    let current = current(question, &wanted);
+    if let Some(message) = unmanaged_change(question, &current) {
+        return Answer::Refused { reason: reason::UNMANAGED_IMAGE_CHANGE, message, current: None };
+    }
+    if current.version == spec.version {
+        return Answer::Settled(current);
+    }
+    if let Err((reason, message)) = upward(&current.version, &spec.version) {
+        return Answer::Refused { reason, message, current: Some(current) };
+    }
+    Run::new(question, wanted, current).next()
+}
+
+/// The name of the pre-flight run: another spec or another request gives another. A release whose attempt of this run
+/// has ended badly waits for either.
+pub fn run_name(release: &MemoriaRelease) -> String {
+    let mut spec = release.spec.clone();
+    // Pausing changes nothing of what is to be done.
+    spec.suspend = false;
+    let requested = release.annotations().get(marks::REQUESTED_AT_ANNOTATION);
+    let basis = serde_json::json!([release.uid(), spec, requested]);
+    let digest = Sha256::digest(basis.to_string().as_bytes());
+    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-pf-{hex}", release.name_any())
+}
+
+fn current(question: &Question<'_>, wanted: &[Wanted<'_>]) -> Current {
+    Current {
+        version: wanted.iter().find(|w| w.is_server).and_then(|w| w.from.tag.clone()).unwrap_or_default(),
+        images: wanted
+            .iter()
+            .map(|w| CurrentImage {
+                target: w.name.to_owned(),
+                image: w.from.to_string(),
+                digest: w.running_digest.clone(),
+            })
+            .collect(),
+        requested_at: question.release.annotations().get(marks::REQUESTED_AT_ANNOTATION).cloned(),
+    }
+}
+
+/// A workload bears the mark of an attempt whose journal is gone: what state the data is in is unknown.
+fn lost_journal(question: &Question<'_>) -> Option<String> {
+    let targets = question.adopted.targets.iter().map(|target| &target.workload);
+    targets.chain(&question.adopted.workers).find_map(|found| {
+        let mark = found.seen.attempt.as_ref().filter(|mark| !question.known_attempts.contains(mark))?;
+        Some(format!(
+            "{} bears the mark of attempt {mark}, whose MemoriaUpgrade is gone: whether its data is whole is unknown. \
+             Bring the MemoriaUpgrade back, or check the data, then: kubectl -n {} annotate {} {}-",
+            found.workload,
+            question.release.namespace().unwrap_or_default(),
+            found.workload,
+            marks::ATTEMPT_ANNOTATION
+        ))
+    })
+}
+
+/// The recorded images are not the running ones, and no attempt moved them: whatever data is there now, it is not "before".
+fn unmanaged_change(question: &Question<'_>, current: &Current) -> Option<String> {
+    let recorded = question.release.status.as_ref()?.current.as_ref()?;
+    if recorded.requested_at != current.requested_at {
+        return None;
+    }
+    current.images.iter().find_map(|now| {
+        let before = recorded.images.iter().find(|before| before.target == now.target)?;
+        (before.image != now.image).then(|| {
+            format!(
+                "target {} runs {} but {} was recorded, and no attempt moved it: a snapshot taken now would not be of \
+                 the data before the change. Put the recorded image back, or accept what runs: kubectl -n {} annotate \
+                 mrel {} {}=\"$(date -Is)\" --overwrite",
+                now.target,
+                now.image,
+                before.image,
+                question.release.namespace().unwrap_or_default(),
+                question.release.name_any(),
+                marks::REQUESTED_AT_ANNOTATION
+            )
+        })
+    })
+}
+
+fn upward(from: &str, to: &str) -> Result<(), (&'static str, String)> {
+    let version = |text: &str, what: &str| {
+        text.parse::<Version>().map_err(|error| (reason::INVALID_SPEC, format!("{what}: {error}")))
+    };
+    if version(to, "spec.version")? > version(from, "the running version (the Server image's tag)")? {
+        return Ok(());
+    }
+    Err((
+        reason::DOWNGRADE_UNSUPPORTED,
+        format!(
+            "spec.version {to} is older than the running {from}, and Memoria has no down-migrations: set spec.version \
+             back to {from}"
+        ),
+    ))
+}
+
+/// One pre-flight run over what is known so far.
+struct Run<'a> {
+    question: &'a Question<'a>,
+    wanted: Vec<Wanted<'a>>,
+    current: Current,
+    name: String,
+    started_at: Time,
+}
+
+impl<'a> Run<'a> {
+    fn new(question: &'a Question<'a>, wanted: Vec<Wanted<'a>>, current: Current) -> Self {
+        let name = run_name(question.release);
+        let known = question.release.status.as_ref().and_then(|status| status.pre_flight.as_ref());
+        let started_at =
+            known.filter(|known| known.run == name).map_or(Time(question.now), |known| known.started_at.clone());
+        Self { question, wanted, current, name, started_at }
+    }
+
+    fn status(&self, checks: Vec<CheckResult>) -> PreFlightStatus {
+        PreFlightStatus {
+            run: self.name.clone(),
+            started_at: self.started_at.clone(),
+            finished_at: None,
+            checks,
+            plan: None,
+        }
+    }
+
+    fn next(self) -> Answer {
+        let mut checks = self.question.adopted.checks.clone();
+        let context = match self.context() {
+            Ok(context) => context,
+            Err(failed) => {
+                checks.push(failed);
+                return self.not_passed(checks);
+            }
+        };
+        checks.extend(judge::expressions(&self.question.release.spec.checks));
+        let mut missing = Vec::new();
+        let mut waiting = Vec::new();
+        let inspect = self.job(manifest::inspect(&context), "inspect", &mut missing, &mut waiting, &mut checks);
+        let inspected = inspect.and_then(|report| judge::inspect(report, self.question, &mut checks));
+        let mut digests = BTreeMap::new();
+        for (wanted, probe) in self.probes() {
+            let job = manifest::probe(&JobContext { shape: self.shape_of(wanted), ..context.clone() }, &probe);
+            let step = format!("probe-{}", probe.name);
+            let report = self.job(job, &step, &mut missing, &mut waiting, &mut checks);
+            let image_id = self.question.jobs.get(&step).and_then(|job| job.image_id.as_deref());
+            if let Some(report) = report {
+                judge::probe(&step, &probe, report, image_id, &mut digests, &mut checks);
+            }
+        }
+        let failed = checks.iter().any(|check| check.result != Verdict::Passed);
+        let mut claim = None;
+        if let (Some(found), false, true, true) = (&inspected, failed, missing.is_empty(), waiting.is_empty()) {
+            let context = JobContext {
+                tools_image: Some(found.tools.clone()),
+                identity: Some(found.facts.identity.clone()),
+                ..context.clone()
+            };
+            claim = self.claim(found.facts.bytes);
+            let server = self.wanted.iter().find(|w| w.is_server);
+            let image = server.and_then(|server| server.pinned(&digests)).unwrap_or_default();
+            let needed = match context.storage_claim {
+                Some(_) => found.facts.bytes.saturating_mul(self.question.release.spec.snapshot.capacity_factor.into()),
+                None => 0,
+            };
+            let job = manifest::reference(&context, &image, needed);
+            let report = self.job(job, "reference", &mut missing, &mut waiting, &mut checks);
+            if let Some(report) = report
+                && judge::reference(report, &mut checks)
+            {
+                return self.planned(&context, found, &digests, checks);
+            }
+        }
+        if checks.iter().any(|check| check.result == Verdict::Failed) {
+            return self.not_passed(checks);
+        }
+        if missing.is_empty() && waiting.is_empty() {
+            return self.not_passed(checks);
+        }
+        self.checking(checks, missing, claim, &waiting)
+    }
+
+    fn checking(
+        self,
+        mut checks: Vec<CheckResult>,
+        jobs: Vec<Job>,
+        claim: Option<ClaimWish>,
+        waiting: &[String],
+    ) -> Answer {
+        let limit = self.question.release.spec.timeouts.pre_flight;
+        let until = self.started_at.0.checked_add(limit.signed()).unwrap_or(self.question.now);
+        let what = if waiting.is_empty() { "starting the checks' jobs".to_owned() } else { waiting.join(", ") };
+        if self.question.now >= until {
+            checks.push(judge::failed("limit", format!("still waiting after {limit}: {what}")));
+            return self.not_passed(checks);
+        }
+        let message = format!("{what}; limit {}", until.strftime("%Y-%m-%dT%H:%M:%SZ"));
+        Answer::Checking { status: self.status(checks), jobs, claim, message }
+    }
+
+    fn not_passed(self, checks: Vec<CheckResult>) -> Answer {
+        let bad: Vec<_> = checks.iter().filter(|check| check.result != Verdict::Passed).collect();
+        let reason = match bad.iter().any(|check| check.result == Verdict::Failed) {
+            true => reason::PREFLIGHT_FAILED,
+            false => reason::INCONCLUSIVE,
+        };
+        let message = super::cut(
+            bad.iter().map(|check| format!("{}: {}", check.name, check.message)).collect::<Vec<_>>().join("; "),
+        );
+        let mut status = self.status(checks);
+        status.finished_at = Some(Time(self.question.now));
+        Answer::NotPassed { status, reason, message }
+    }
+
+    fn planned(
+        self,
+        context: &JobContext,
+        found: &judge::Inspected,
+        digests: &BTreeMap<String, String>,
+        mut checks: Vec<CheckResult>,
+    ) -> Answer {
+        let plan = match plan::make(
+            self.question,
+            &self.wanted,
+            &self.current,
+            &self.name,
+            context,
+            found,
+            digests,
+            &checks,
+        ) {
+            Ok(plan) => plan,
+            Err(error) => {
+                checks.push(judge::failed("plan", error.to_string()));
+                return self.not_passed(checks);
+            }
+        };
+        let Some(dry_run) = self.question.dry_run else {
+            return Answer::DryRun { status: self.status(checks), plan: Box::new(plan) };
+        };
+        checks.extend_from_slice(dry_run);
+        if checks.iter().any(|check| check.result != Verdict::Passed) {
+            return self.not_passed(checks);
+        }
+        let mut status = self.status(checks);
+        status.finished_at = Some(Time(self.question.now));
+        status.plan = Some(plan::summary(&plan, found, &self.wanted, self.question));
+        Answer::Planned { status, plan: Box::new(plan) }
+    }
+
+    /// A Job's report when it has one; else it is missing, waited for, or a failed check.
+    fn job<'j>(
+        &'j self,
+        job: Result<Job, RenderError>,
+        step: &str,
+        missing: &mut Vec<Job>,
+        waiting: &mut Vec<String>,
+        checks: &mut Vec<CheckResult>,
+    ) -> Option<&'j crate::job::protocol::JobReport> {
+        match judge::job(step, job, self.question.jobs.get(step)) {
+            judge::JobAnswer::Create(job) => missing.push(*job),
+            judge::JobAnswer::Wait(what) => waiting.push(what),
+            judge::JobAnswer::Check(check) => checks.push(check),
+            judge::JobAnswer::Report(report) => return Some(report),
+        }
+        None
+    }
+
+    /// Two probes a target, the new image and the prior one; the same image is looked at once.
+    fn probes(&self) -> Vec<(&Wanted<'a>, Probe<'_>)> {
+        let mut seen: Vec<(&str, bool)> = Vec::new();
+        let mut probes = Vec::new();
+        // The Server's candidate first: it is asked more than the others.
+        let mut order: Vec<_> = self.wanted.iter().collect();
+        order.sort_by_key(|wanted| !wanted.is_server);
+        for wanted in &order {
+            if !seen.contains(&(wanted.to_text.as_str(), true)) {
+                seen.push((&wanted.to_text, true));
+                probes.push((*wanted, Probe { name: wanted.name, image: &wanted.to_text, ask_cli: wanted.is_server }));
+            }
+        }
+        for wanted in &order {
+            if !seen.contains(&(wanted.prior_text.as_str(), false)) {
+                seen.push((&wanted.prior_text, false));
+                probes.push((*wanted, Probe { name: &wanted.prior_name, image: &wanted.prior_text, ask_cli: false }));
+            }
+        }
+        probes
+    }
+
+    fn shape_of(&self, wanted: &Wanted<'_>) -> PodShape {
+        // The Server's shape was proved when the context was made; another target's errors show in its own probe.
+        wanted.shape(&self.question.release.spec).unwrap_or_default()
+    }
+
+    fn context(&self) -> Result<JobContext, CheckResult> {
+        let release = self.question.release;
+        let spec = &release.spec;
+        for wanted in &self.wanted {
+            if let Err(error) = wanted.shape(spec) {
+                return Err(judge::failed("jobs", format!("target {}: {error}", wanted.name)));
+            }
+        }
+        let Some(server) = self.wanted.iter().find(|wanted| wanted.is_server) else {
+            return Err(judge::failed("jobs", "no target has role: Server".to_owned()));
+        };
+        let shape =
+            server.shape(spec).map_err(|error| judge::failed("jobs", format!("target {}: {error}", server.name)))?;
+        let uid = release.uid().unwrap_or_default();
+        Ok(JobContext {
+            namespace: release.namespace().unwrap_or_default(),
+            release: release.name_any(),
+            release_uid: uid.clone(),
+            attempt: self.name.clone(),
+            operator_version: env!("CARGO_PKG_VERSION").to_owned(),
+            from_version: self.current.version.clone(),
+            operator_image: self.question.images.operator.clone(),
+            tools_image: None,
+            shape,
+            cli: spec.cli.command.clone(),
+            storage_claim: (spec.mode == Mode::Apply).then(|| self.claim_name()),
+            storage_directory: directory(&release.name_any(), &uid, &self.name),
+            timeouts: spec.timeouts.clone(),
+            identity: None,
+        })
+    }
+
+    fn claim_name(&self) -> String {
+        match &self.question.release.spec.snapshot.storage {
+            Some(storage) => storage.persistent_volume_claim.claim_name.clone(),
+            None => format!("{}-snapshots", self.question.release.name_any()),
+        }
+    }
+
+    fn claim(&self, database_bytes: i64) -> Option<ClaimWish> {
+        let spec = &self.question.release.spec;
+        if spec.mode == Mode::Plan || spec.snapshot.storage.is_some() {
+            return None;
+        }
+        let bytes = database_bytes.saturating_mul(spec.snapshot.capacity_factor.into()).max(MIN_CLAIM_BYTES);
+        Some(ClaimWish { name: self.claim_name(), bytes })
+    }
+}
+
+/// Directory of a run or attempt below the volume's root: several releases may share a volume.
+pub fn directory(release: &str, release_uid: &str, name: &str) -> String {
+    format!("{release}-{}/{name}", release_uid.get(..8).unwrap_or(release_uid))
+}

@@ -1,0 +1,250 @@
+//! The plan: everything an attempt will do, rendered once and pinned.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::Job;
+use kube::ResourceExt as _;
+use sha2::{Digest, Sha256};
+
+use super::{Question, directory, judge::Inspected, target::Wanted};
+use crate::{
+    api::{
+        MemoriaUpgradeSpec,
+        release::{CheckResult, Current, CurrentImage, MigrationMode, PlanSummary, Stage},
+        upgrade::{MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedStorage, PlannedTarget, PlannedWorker},
+    },
+    cluster::candidate::{Candidate, manifest as candidate},
+    job::manifest::{self, CheckStep, JobContext, RenderError},
+    job::protocol::{Facts, JobReport},
+    upgrade::seen::JobState,
+};
+
+/// Why no plan can be made although every check passed.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    #[error("the digest of {0} is not known; see its probe")]
+    NoDigest(String),
+    #[error("migrations.names has {0:?}, which the new version does not list ({1})")]
+    UnknownMigration(String, String),
+    #[error("a manifest cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the candidate pod of target {0} cannot be made: {1}")]
+    Candidate(String, String),
+}
+
+#[expect(clippy::too_many_arguments, reason = "all that a plan is made of, gathered in one place")]
+pub(super) fn make(
+    question: &Question<'_>,
+    wanted: &[Wanted<'_>],
+    current: &Current,
+    run: &str,
+    context: &JobContext,
+    found: &Inspected,
+    digests: &BTreeMap<String, String>,
+    checks: &[CheckResult],
+) -> Result<MemoriaUpgradeSpec, PlanError> {
+    let release = question.release;
+    let spec = &release.spec;
+    let uid = release.uid().unwrap_or_default();
+    let attempt = question.attempt;
+    let claim = context.storage_claim.clone().unwrap_or_else(|| format!("{}-snapshots", release.name_any()));
+    let jobs_context = JobContext {
+        attempt: attempt.to_owned(),
+        storage_claim: Some(claim.clone()),
+        storage_directory: directory(&release.name_any(), &uid, attempt),
+        ..context.clone()
+    };
+    let mut targets = Vec::new();
+    for wanted in wanted {
+        let to_image = wanted.pinned(digests).ok_or_else(|| PlanError::NoDigest(wanted.to_text.clone()))?;
+        let from_digest = wanted.prior(digests).ok_or_else(|| PlanError::NoDigest(wanted.prior_text.clone()))?;
+        let workload = spec.targets.iter().find(|t| t.name == wanted.name).map(|t| t.workload_ref.clone());
+        let Some(workload) = workload else { continue };
+        targets.push(PlannedTarget {
+            name: wanted.name.to_owned(),
+            role: wanted.role,
+            worker: spec.ingestion.workers.contains(&workload),
+            uid: wanted.found.workload.seen.uid.clone(),
+            container: wanted.found.container.clone(),
+            from_image: wanted.from.to_string(),
+            from_digest,
+            candidate: candidate(&Candidate {
+                release: &release.name_any(),
+                attempt,
+                target: wanted.name,
+                workload: &workload,
+                template: &wanted.found.workload.template,
+                selector: &wanted.found.workload.selector,
+                claim_templates: &wanted.found.workload.claim_templates,
+                container: &wanted.found.container,
+                image: &to_image,
+                services: &question.adopted.services,
+            })
+            .map_err(|error| PlanError::Candidate(wanted.name.to_owned(), error.to_string()))?,
+            to_image,
+            replicas: wanted.found.workload.seen.replicas,
+            workload,
+        });
+    }
+    let workers = question
+        .adopted
+        .workers
+        .iter()
+        .filter_map(|worker| {
+            let workload = worker.workload.clone();
+            let also_target = targets.iter().any(|target| target.workload == workload);
+            let (uid, replicas) = (worker.seen.uid.clone(), worker.seen.replicas);
+            (!also_target).then_some(PlannedWorker { workload, uid, replicas })
+        })
+        .collect();
+    let migrations = migrations(question)?;
+    let server = targets.iter().find(|t| t.role == crate::api::release::Role::Server);
+    let server_image = server.map(|server| server.to_image.clone()).unwrap_or_default();
+    let jobs = jobs(question, &jobs_context, &server_image, &migrations, &context.storage_directory)?;
+    let gate = spec.checks.iter().filter(|check| check.stage == Stage::IngestionReenable);
+    let mut plan = MemoriaUpgradeSpec {
+        machine_version: MACHINE_VERSION,
+        release_name: release.name_any(),
+        release_uid: uid.clone(),
+        release_generation: release.metadata.generation.unwrap_or_default(),
+        run: run.to_owned(),
+        plan_hash: String::new(),
+        operator_version: env!("CARGO_PKG_VERSION").to_owned(),
+        from: current.version.clone(),
+        to: spec.version.clone(),
+        targets,
+        workers,
+        maintenance_flag: spec.ingestion.maintenance_flag.clone(),
+        database: PlannedDatabase {
+            major: found.facts.major,
+            identity: found.facts.identity.clone(),
+            bytes: found.facts.bytes,
+        },
+        storage: PlannedStorage { claim_name: claim, directory: jobs_context.storage_directory.clone() },
+        migrations,
+        timeouts: spec.timeouts.clone(),
+        jobs,
+        gate_seconds: gate.map(|check| check.within.as_secs().cast_signed()).max().unwrap_or_default(),
+        checks: checks.to_vec(),
+    };
+    plan.plan_hash = digest_plan(&plan)?;
+    Ok(plan)
+}
+
+/// SHA-256 over the plan as JSON with an empty hash, in hex.
+///
+/// # Errors
+/// When the plan cannot be written as JSON.
+pub fn digest_plan(plan: &MemoriaUpgradeSpec) -> Result<String, serde_json::Error> {
+    let mut plan = plan.clone();
+    plan.plan_hash.clear();
+    // Through a value: its keys are in order, whatever the order of the fields.
+    let text = serde_json::to_value(plan)?.to_string();
+    Ok(Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What will run: all that the candidate lists, or the named ones, or nothing.
+fn migrations(question: &Question<'_>) -> Result<Vec<String>, PlanError> {
+    let spec = &question.release.spec;
+    let listed: Vec<String> = question
+        .jobs
+        .values()
+        .find_map(|job| match &job.state {
+            JobState::Finished { report: Some(JobReport { facts: Some(Facts::Probe(facts)), .. }), .. } => {
+                facts.cli.is_some().then(|| facts.migrations.clone())
+            }
+            _ => None,
+        })
+        .unwrap_or_default();
+    match spec.migrations.mode {
+        MigrationMode::All => Ok(listed),
+        MigrationMode::None => Ok(Vec::new()),
+        MigrationMode::Named => match spec.migrations.names.iter().find(|name| !listed.contains(name)) {
+            Some(unknown) => Err(PlanError::UnknownMigration(unknown.clone(), listed.join(", "))),
+            None => Ok(spec.migrations.names.clone()),
+        },
+    }
+}
+
+fn jobs(
+    question: &Question<'_>,
+    context: &JobContext,
+    server_image: &str,
+    migrations: &[String],
+    reference_directory: &str,
+) -> Result<Vec<PlannedJob>, PlanError> {
+    let spec = &question.release.spec;
+    let of = |stage: Stage| spec.checks.iter().filter(|check| check.stage == stage).cloned().collect::<Vec<_>>();
+    let (gate, verify) = (of(Stage::IngestionReenable), of(Stage::AfterIngestion));
+    let mut jobs: Vec<(&str, Job)> =
+        vec![("fence", manifest::fence(context)?), ("snapshot", manifest::snapshot(context)?)];
+    if !migrations.is_empty() {
+        jobs.push(("migrate", manifest::migrate(context, server_image, migrations, reference_directory)?));
+    }
+    if !gate.is_empty() {
+        jobs.push((CheckStep::Gate.as_str(), manifest::checks(context, CheckStep::Gate, &gate)?));
+    }
+    jobs.push(("bootstrap", manifest::bootstrap(context, server_image)?));
+    if !verify.is_empty() {
+        jobs.push((CheckStep::Verify.as_str(), manifest::checks(context, CheckStep::Verify, &verify)?));
+    }
+    jobs.into_iter()
+        .map(|(step, job)| Ok(PlannedJob { step: step.to_owned(), manifest: serde_json::to_value(job)? }))
+        .collect()
+}
+
+/// The plan as the release's status shows it.
+pub(super) fn summary(
+    plan: &MemoriaUpgradeSpec,
+    found: &Inspected,
+    wanted: &[Wanted<'_>],
+    question: &Question<'_>,
+) -> PlanSummary {
+    let spec = &question.release.spec;
+    let mut inferred = Vec::new();
+    for (target, wanted) in spec.targets.iter().zip(wanted) {
+        if wanted.found.container_inferred {
+            inferred.push(format!("targets[{}].container: {}", target.name, wanted.found.container));
+        }
+        if target.image.repository.is_none() {
+            inferred.push(format!("targets[{}].image.repository: {}", target.name, wanted.to.repository));
+        }
+    }
+    if spec.snapshot.storage.is_none() {
+        inferred.push(format!("snapshot.storage: claim {}", plan.storage.claim_name));
+    }
+    let stops = plan
+        .targets
+        .iter()
+        .map(|t| (&t.workload, t.replicas))
+        .chain(plan.workers.iter().map(|w| (&w.workload, w.replicas)))
+        .map(|(workload, replicas)| format!("{workload} (runs {replicas})"))
+        .collect();
+    PlanSummary {
+        hash: plan.plan_hash.get(..12).unwrap_or_default().to_owned(),
+        from: plan.from.clone(),
+        to: plan.to.clone(),
+        images: plan
+            .targets
+            .iter()
+            .map(|t| CurrentImage {
+                target: t.name.clone(),
+                image: t.to_image.clone(),
+                digest: t.to_image.split_once('@').map(|(_, digest)| digest.to_owned()),
+            })
+            .collect(),
+        migrations: plan.migrations.clone(),
+        database: format!(
+            "PostgreSQL {}, database {} at {}, {} MiB, {} tables",
+            found.facts.server_version,
+            found.facts.identity.name,
+            found.facts.identity.host,
+            found.facts.bytes.div_euclid(1 << 20),
+            found.facts.tables
+        ),
+        stops,
+        inferred,
+    }
+}
