@@ -13,7 +13,7 @@ FROM ${OPERATOR} AS operator
 FROM docker.io/library/debian:${DEBIAN}-slim AS postgresql
 ARG POSTGRESQL=15
 # - postgresql-common would make a cluster of its own at installation.
-# - The just-in-time compiler is 150 MB of LLVM, and the server works without its files.
+# - The just-in-time compiler is 180 MB of LLVM and Z3, and the server works without its files.
 # - libnss-wrapper: see images/initdb.
 RUN groupadd --gid 999 postgres \
     && useradd --uid 999 --gid 999 --no-create-home --home-dir /var/lib/postgresql --shell /bin/sh postgres \
@@ -28,6 +28,7 @@ RUN groupadd --gid 999 postgres \
         -o DPkg::Options::=--force-confold \
         -o DPkg::Options::=--path-exclude='/usr/lib/*/libLLVM*' \
         -o DPkg::Options::=--path-exclude='/usr/lib/llvm-*' \
+        -o DPkg::Options::=--path-exclude='/usr/lib/*/libz3.*' \
         -o DPkg::Options::=--path-exclude='/usr/lib/postgresql/*/lib/bitcode/*' \
         -o DPkg::Options::=--path-exclude='/usr/lib/postgresql/*/lib/llvmjit*' \
         ca-certificates libnss-wrapper "postgresql-${POSTGRESQL}" "postgresql-client-${POSTGRESQL}" \

@@ -79,17 +79,38 @@ impl Mirror {
         Ok(file)
     }
 
-    /// apt's settings for reaching the mirror (proxies, dates, certificates), if there are any.
+    /// apt's settings for reaching the mirror (proxies, dates, certificates) for an apt of this machine, if there are any.
     pub fn settings(&self) -> Result<Option<PathBuf>> {
-        let wanted = transport_settings(&output(Command::new("apt-config").arg("dump"))?);
-        if wanted.is_empty() {
+        self.write_settings("apt.conf", transport_settings(&output(Command::new("apt-config").arg("dump"))?))
+    }
+
+    /// The same for an apt in a build, as what to mount where: a new root has no certificates to trust a mirror by.
+    pub fn mounts(&self, suite: Suite) -> Result<Vec<(PathBuf, &'static str)>> {
+        let mut mounts = vec![(self.sources(suite)?, "/etc/apt/sources.list.d/debian.sources")];
+        let mut settings = transport_settings(&output(Command::new("apt-config").arg("dump"))?);
+        let trusted = Path::new("/etc/ssl/certs/ca-certificates.crt");
+        if self.uris.iter().any(|r| r.uri.starts_with("https:")) && trusted.exists() {
+            mounts.push((trusted.to_owned(), TRUSTED));
+            settings.push_str(&format!("Acquire::https::CaInfo \"{TRUSTED}\";\n"));
+        }
+        if let Some(file) = self.write_settings("apt-in-builds.conf", settings)? {
+            mounts.push((file, "/etc/apt/apt.conf.d/99-build-machine"));
+        }
+        Ok(mounts)
+    }
+
+    fn write_settings(&self, name: &str, settings: String) -> Result<Option<PathBuf>> {
+        if settings.is_empty() {
             return Ok(None);
         }
-        let file = self.directory.join("apt.conf");
-        fs::write(&file, wanted)?;
+        let file = self.directory.join(name);
+        fs::write(&file, settings)?;
         Ok(Some(file))
     }
 }
+
+/// Where a build finds the authorities that this machine trusts. Of what is mounted, a layer keeps an empty file.
+const TRUSTED: &str = "/run/build-machine.crt";
 
 /// The repositories of Debian itself among what `apt-get update --print-uris` prints.
 fn repositories(printed: &str, codename: &str) -> Vec<Repository> {

@@ -70,10 +70,8 @@ impl Builder<'_> {
 
         let mut bud = self.buildah();
         bud.args(["bud", "--isolation=chroot", "--layers", "--pull-never", "--timestamp=0", "--format=oci"]);
-        let sources = self.mirror.sources(stage.suite)?;
-        bud.arg(format!("--volume={}:/etc/apt/sources.list.d/debian.sources:ro", sources.display()));
-        if let Some(settings) = self.mirror.settings()? {
-            bud.arg(format!("--volume={}:/etc/apt/apt.conf.d/99-build-machine:ro", settings.display()));
+        for (file, place) in self.mirror.mounts(stage.suite)? {
+            bud.arg(format!("--volume={}:{place}:ro", file.display()));
         }
         for (name, value) in stage.arguments {
             bud.arg(format!("--build-arg={name}={value}"));
