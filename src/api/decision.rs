@@ -25,12 +25,13 @@ pub struct MemoriaDecisionSpec {
     /// The MemoriaRelease in this namespace that is decided about. Example: `memoria`.
     #[schemars(length(min = 1, max = 32))]
     pub release_name: String,
-    /// What is to be done.
+    /// What is to be done. `Abort` ends the attempt: before the image moved, what ran before is brought back; after it,
+    /// writers stay stopped.
     pub action: DecisionAction,
     /// The attempt (a MemoriaUpgrade) that the decision is bound to. Example: `memoria-12`.
     #[schemars(length(min = 1, max = 63))]
     pub attempt: String,
-    /// Why; auditors read it.
+    /// Why; auditors read it. Example: `the vendor withdrew 1.0.0`.
     #[schemars(length(max = 1024))]
     #[x_kube(validation = ("size(self) > 0", "say why; auditors read it"))]
     pub reason: String,

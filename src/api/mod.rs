@@ -6,6 +6,7 @@ pub mod decision;
 pub mod duration;
 pub mod marks;
 pub mod release;
+mod schema;
 pub mod upgrade;
 
 pub use decision::{MemoriaDecision, MemoriaDecisionSpec};

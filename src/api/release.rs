@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, upgrade::Outcome};
+use super::{GoDuration, schema, upgrade::Outcome};
 
 /// What a person wants of one Memoria installation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,18 +37,22 @@ use super::{GoDuration, upgrade::Outcome};
 )]
 #[x_kube(
     validation = ("self.targets.filter(t, t.role == 'Server').size() == 1", "set role: Server on exactly one target; its image runs the migrations"),
-    validation = ("!(self.version in ['latest', 'ga', 'stable', 'main', 'master', 'edge', 'nightly'])", "this tag moves, so a rollback could not name it; write a release, e.g. version: \"1.0.0\"")
+    validation = (
+        "self.targets.all(a, self.targets.exists_one(b, a.workloadRef == b.workloadRef && (has(a.container) ? a.container : '') == (has(b.container) ? b.container : '')))",
+        "two targets name the same container; name each workload and container once"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MemoriaReleaseSpec {
     /// The version that shall run: a release's tag, such as `1.0.0`. This is the one line that an upgrade changes.
-    /// Equal to the running version: the operator adopts what runs and changes nothing.
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[0-9A-Za-z][0-9A-Za-z._+-]*$"))]
+    /// Equal to the running version: the operator adopts what runs and changes nothing. Example: `"1.0.0"`.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[0-9A-Za-z][0-9A-Za-z._-]*$"))]
+    #[x_kube(validation = ("self.matches('^v?[0-9]+([.][0-9]+)+')", "name one release, e.g. version: \"1.0.0\"; a tag that moves (latest, ga, stable, 1) could not be rolled back to"))]
     pub version: String,
     /// `Apply` upgrades. `Plan` runs the read-only checks, shows plan, hash and estimates in status, and changes nothing.
     #[serde(default)]
     pub mode: Mode,
-    /// No new phase starts while this is true. A running phase finishes.
+    /// No new phase starts while this is true; a running phase finishes. Writers that an attempt stopped stay stopped.
     #[serde(default)]
     pub suspend: bool,
     /// The workloads that carry Memoria's images. Exactly one has `role: Server`.
@@ -56,11 +60,12 @@ pub struct MemoriaReleaseSpec {
     pub targets: Vec<Target>,
     /// Where the database is. Default: the Server container's environment entry MEMORIA_DATABASE__CONNECTION_STRING.
     #[serde(default)]
+    #[schemars(transform = schema::not_written)]
     pub database: Database,
     /// What feeds Memoria, stopped for the upgrade and brought back at its end.
     #[serde(default)]
     pub ingestion: Ingestion,
-    /// Checks made in the cluster while the upgrade runs.
+    /// Checks made in the cluster while the upgrade runs. Default: none but the operator's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub checks: Vec<Check>,
@@ -79,7 +84,7 @@ pub struct MemoriaReleaseSpec {
     /// How Memoria's command line is called inside its image.
     #[serde(default)]
     pub cli: Cli,
-    /// How many finished attempts (MemoriaUpgrade objects) are kept.
+    /// How many finished attempts (MemoriaUpgrade objects) are kept, from 1 to 50.
     #[serde(default = "history_limit")]
     #[schemars(range(min = 1, max = 50))]
     pub history_limit: i32,
@@ -101,15 +106,16 @@ pub enum Mode {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
-    /// The target's name in status and messages. Example: `server`.
+    /// The target's name in status and messages, unique in the list. Example: `server`.
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// `Server` is the one whose image runs the migrations and whose environment, volumes and security context Jobs copy.
+    /// `Dashboard` and `Other` are only moved with it.
     #[serde(default)]
     pub role: Role,
     /// The workload in this namespace.
     pub workload_ref: WorkloadRef,
-    /// The container that runs Memoria. Default: the only container.
+    /// The container that runs Memoria. Default: the only container. Example: `server`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub container: Option<String>,
@@ -131,8 +137,9 @@ pub enum Role {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadRef {
+    /// `Deployment` or `StatefulSet`.
     pub kind: WorkloadKind,
-    /// The workload's `metadata.name`.
+    /// The workload's `metadata.name`. Example: `memoria-server`.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
@@ -162,14 +169,14 @@ pub struct Image {
     #[schemars(length(min = 1, max = 255))]
     #[x_kube(validation = ("!self.matches(':[^/]+$') && !self.contains('@')", "repository takes no tag or digest; set tag or digest beside it"))]
     pub repository: Option<String>,
-    /// Tag, where it differs from `spec.version`.
+    /// Tag. Default: `spec.version`. Example: `memoria-1.0.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z_][0-9A-Za-z._-]*$"))]
     #[x_kube(validation = ("!(self in ['latest', 'ga', 'stable', 'main', 'master', 'edge', 'nightly'])", "this tag moves, so a rollback could not name it; write a release's tag"))]
     pub tag: Option<String>,
-    /// Digest; it wins over the tag. Example: `sha256:` and 64 hex digits.
+    /// Digest; it wins over the tag. Default: what the tag names when the plan is made. Example: `sha256:` and 64 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub digest: Option<String>,
 }
 
@@ -178,7 +185,9 @@ pub struct Image {
 #[serde(rename_all = "camelCase")]
 pub struct Database {
     /// Where Jobs get the SQLAlchemy URL from. The operator itself never reads it.
+    /// Default: `{env: MEMORIA_DATABASE__CONNECTION_STRING}`.
     #[serde(default)]
+    #[schemars(transform = schema::not_written)]
     pub url_from: UrlFrom,
 }
 
@@ -188,10 +197,11 @@ pub struct Database {
 #[serde(rename_all = "camelCase")]
 pub struct UrlFrom {
     /// An entry of the Server container's environment; it is copied into Jobs as it stands (a reference, never a value).
+    /// Default: none, when secretKeyRef is set. Example: `MEMORIA_DATABASE__CONNECTION_STRING`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub env: Option<String>,
-    /// A key of a Secret in this namespace.
+    /// A key of a Secret in this namespace. Default: none, when env is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<KeyRef>,
 }
@@ -209,8 +219,10 @@ impl Default for UrlFrom {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyRef {
+    /// The object's `metadata.name`. Example: `memoria-db`.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// The key in its `data`. Example: `url`.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
@@ -219,11 +231,11 @@ pub struct KeyRef {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ingestion {
-    /// Workloads that are scaled to zero before the snapshot and come back last.
+    /// Workloads that are scaled to zero before the snapshot and come back last. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["kind", "name"]))]
     pub workers: Vec<WorkloadRef>,
-    /// A key that Memoria's parts read as "maintenance is on".
+    /// A key that Memoria's parts read as "maintenance is on". Default: there is no such flag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_flag: Option<MaintenanceFlag>,
 }
@@ -255,21 +267,25 @@ fn flag_off() -> String {
 
 /// One check, made by a Job in the release's namespace.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = ("duration(self.stableFor) < duration(self.within)", "stableFor has to be shorter than within, or the check can never pass"))]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
     /// The check's name in status and messages. Example: `queue-depth`.
     #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// When it is made.
+    /// When it is made: `IngestionReenable` after the workers came back (the gate of the queue), `AfterIngestion` once
+    /// ingestion settled (the verification of the new version).
     pub stage: Stage,
-    /// Whether the upgrade fails with it; otherwise its result is only reported.
+    /// Whether the upgrade fails with it. When false its result is only reported.
     #[serde(default = "yes")]
     pub required: bool,
-    /// How long it may take to pass.
+    /// How long it may take to pass, from `1s` on.
     #[serde(default = "check_within")]
+    #[x_kube(validation = ("duration(self) >= duration('1s')", "within is the time that the check has to pass: at least 1s"))]
     pub within: GoDuration,
-    /// Time between two samples.
+    /// Time between two samples, from `1s` on.
     #[serde(default = "check_every")]
+    #[x_kube(validation = ("duration(self) >= duration('1s')", "every is the time between two samples: at least 1s"))]
     pub every: GoDuration,
     /// How long it must pass without a break. `0s`: one sample is enough.
     #[serde(default = "check_stable_for")]
@@ -278,7 +294,7 @@ pub struct Check {
     /// Example: `status == 200 && body.depth <= 100`.
     #[schemars(length(min = 1, max = 1024))]
     pub pass_when: String,
-    /// An HTTP request.
+    /// The HTTP request whose answer decides.
     pub http: HttpCheck,
 }
 
@@ -311,12 +327,12 @@ pub enum Stage {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpCheck {
-    /// Example: `http://memoria-server:8000/settings`.
+    /// What is asked. Example: `http://memoria-server:8000/settings`.
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(validation = ("isURL(self) && (self.startsWith('http://') || self.startsWith('https://'))", "write a whole URL, e.g. http://memoria-server:8000/settings"))]
     #[x_kube(validation = ("!self.contains('@')", "URLs carry no credentials; use headersFrom"))]
     pub url: String,
-    /// Headers whose values come from Secrets.
+    /// Headers whose values come from Secrets. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub headers_from: Vec<HeaderFrom>,
@@ -326,9 +342,10 @@ pub struct HttpCheck {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HeaderFrom {
-    /// Example: `X-API-Key`.
+    /// The header's name. Example: `X-API-Key`.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z-]+$"))]
     pub name: String,
+    /// The Secret and the key that holds its value.
     pub secret_key_ref: KeyRef,
 }
 
@@ -339,7 +356,7 @@ pub struct Snapshot {
     /// Default: a claim `<release>-snapshots` that the operator makes, of the default storage class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// Free space that the storage must have, as a multiple of the database's size.
+    /// Free space that the storage must have, as a multiple of the database's size, from 2 to 20.
     #[serde(default = "capacity_factor")]
     #[schemars(range(min = 2, max = 20))]
     pub capacity_factor: i32,
@@ -359,6 +376,7 @@ impl Default for Snapshot {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
+    /// A claim whose volume keeps the snapshots. The operator never deletes it.
     pub persistent_volume_claim: ClaimRef,
 }
 
@@ -366,6 +384,7 @@ pub struct Storage {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClaimRef {
+    /// The claim's `metadata.name`. Example: `memoria-snapshots`.
     #[schemars(length(min = 1, max = 253))]
     pub claim_name: String,
 }
@@ -378,6 +397,7 @@ pub struct Migrations {
     /// `All`: what the candidate lists. `Named`: only `names`, in their order. `None`: none.
     #[serde(default)]
     pub mode: MigrationMode,
+    /// The migrations to run, in this order; only with mode Named. Example: `[add_memory_embeddings]`.
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z_.-]+$")))]
     pub names: Vec<String>,
@@ -395,17 +415,23 @@ pub enum MigrationMode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Timeouts {
-    /// All pre-flight Jobs together.
+    /// All pre-flight Jobs together, from `30s` on.
+    #[schemars(transform = schema::limit)]
     pub pre_flight: GoDuration,
-    /// Until every pod of targets and workers is gone and the fence is proved.
+    /// Until every pod of targets and workers is gone and the fence is proved, from `30s` on.
+    #[schemars(transform = schema::limit)]
     pub quiesce: GoDuration,
-    /// Dump, storage, reading back and restoring into scratch.
+    /// Dump, storage, reading back and restoring into scratch, from `30s` on.
+    #[schemars(transform = schema::limit)]
     pub snapshot: GoDuration,
-    /// All migrations together.
+    /// All migrations together, from `30s` on.
+    #[schemars(transform = schema::limit)]
     pub migrate: GoDuration,
-    /// The candidate and, after it, each target's rollout.
+    /// The candidate and, after it, each target's rollout, from `30s` on.
+    #[schemars(transform = schema::limit)]
     pub rollout: GoDuration,
-    /// The sample bootstrap and all checks of stage AfterIngestion.
+    /// The sample bootstrap and all checks of stage AfterIngestion, from `30s` on.
+    #[schemars(transform = schema::limit)]
     pub verification: GoDuration,
 }
 
@@ -430,15 +456,17 @@ pub struct Jobs {
     /// whole security context, for images that must run as root.
     #[serde(default)]
     pub security_context: SecurityContextMode,
-    /// Requests and limits of each Job's main container.
+    /// Requests and limits of each Job's main container. Default: the Server's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::resources")]
     pub resources: Option<ResourceRequirements>,
-    /// Default: the Server's.
+    /// Labels of the nodes that Jobs may run on. Default: the Server's. Example: `{disk: fast}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::node_selector")]
     pub node_selector: Option<BTreeMap<String, String>>,
-    /// Default: the Server's.
+    /// Taints that Jobs tolerate. Default: the Server's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32))]
+    #[schemars(schema_with = "schema::tolerations")]
     pub tolerations: Option<Vec<Toleration>>,
 }
 
@@ -482,7 +510,7 @@ pub struct MemoriaReleaseStatus {
     pub phase: Option<String>,
     /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped` only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
     /// What runs now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -512,17 +540,20 @@ pub struct Current {
     pub version: String,
     /// Image of each target as its workload names it.
     #[serde(default)]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
     pub images: Vec<CurrentImage>,
     /// The annotation `memoria.arca.run/requested-at` when this was recorded: another value accepts what runs then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<String>,
 }
 
+/// One target's image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CurrentImage {
+    /// The target's name.
     pub target: String,
+    /// The image as its workload names it.
     pub image: String,
     /// The digest that the target's pods run, when one was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -532,6 +563,7 @@ pub struct CurrentImage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IngestionStatus {
+    /// `Running`, `Stopped` by an attempt, or `Unknown` before the workloads were seen.
     pub state: IngestionState,
     /// Since when an attempt keeps writers stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -551,13 +583,14 @@ pub enum IngestionState {
 pub struct PreFlightStatus {
     /// Names the run's Jobs; another spec or another `requested-at` annotation gives another run.
     pub run: String,
+    /// When it began.
     pub started_at: Time,
     /// Present once every check has a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
     /// Each check's result; the message names object or field and the fix.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub checks: Vec<CheckResult>,
     /// The plan in short, once it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -568,8 +601,11 @@ pub struct PreFlightStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckResult {
+    /// The check's name.
     pub name: String,
+    /// `Passed`, `Failed`, or `Inconclusive` when it had no usable answer.
     pub result: Verdict,
+    /// What was observed, or what is wrong and what to do.
     pub message: String,
 }
 
@@ -586,17 +622,23 @@ pub enum Verdict {
 pub struct PlanSummary {
     /// SHA-256 over the whole plan, the first 12 hex digits.
     pub hash: String,
+    /// The version that runs before.
     pub from: String,
+    /// The version that shall run.
     pub to: String,
     /// Each target's image by digest after the upgrade.
+    #[schemars(length(max = 8))]
     pub images: Vec<CurrentImage>,
     /// The migrations that will run, in order.
+    #[schemars(length(max = 256))]
     pub migrations: Vec<String>,
     /// Server version and size of the database.
     pub database: String,
     /// What will be stopped, and from which replica count.
+    #[schemars(length(max = 32))]
     pub stops: Vec<String>,
     /// What was not written in the spec but found on the adopted workloads.
+    #[schemars(length(max = 32))]
     pub inferred: Vec<String>,
 }
 
@@ -606,15 +648,20 @@ pub struct PlanSummary {
 pub struct AttemptSummary {
     /// The MemoriaUpgrade's name.
     pub id: String,
+    /// The version that ran before.
     pub from: String,
+    /// The version that it upgrades to.
     pub to: String,
     /// The generation of the spec that it carries out.
     pub generation: i64,
+    /// The hash of its plan.
     pub plan_hash: String,
+    /// When it began.
     pub started_at: Time,
+    /// When it ended; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
-    /// Absent while the attempt is open.
+    /// How it ended; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
     /// How long writers were stopped, in whole seconds, once they are back.

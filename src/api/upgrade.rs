@@ -8,7 +8,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkloadRef};
+use super::{
+    release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkloadRef},
+    schema,
+};
 
 /// The version of plan and journal that this operator writes. It reads this and every lower one.
 pub const MACHINE_VERSION: i32 = 1;
@@ -37,7 +40,9 @@ pub const MACHINE_VERSION: i32 = 1;
 pub struct MemoriaUpgradeSpec {
     /// The form of plan and journal; see `docs/formats.md`.
     pub machine_version: i32,
+    /// The MemoriaRelease that it belongs to.
     pub release_name: String,
+    /// Its UID: another object of the same name is another release.
     pub release_uid: String,
     /// The generation of the release that was planned.
     pub release_generation: i64,
@@ -47,21 +52,30 @@ pub struct MemoriaUpgradeSpec {
     pub plan_hash: String,
     /// Version of the operator that made the plan.
     pub operator_version: String,
+    /// The version that ran before.
     pub from: String,
+    /// The version that it upgrades to.
     pub to: String,
+    /// The workloads whose image moves.
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub targets: Vec<PlannedTarget>,
+    /// The workloads that are stopped and brought back.
     #[schemars(length(max = 16))]
     pub workers: Vec<PlannedWorker>,
+    /// The flag that is set while writers are stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_flag: Option<MaintenanceFlag>,
+    /// The database that was found; every Job proves first that it is still this one.
     pub database: PlannedDatabase,
+    /// Where the attempt's artifacts lie.
     pub storage: PlannedStorage,
     /// The migrations that will run, in order; empty when none.
     #[schemars(length(max = 256))]
     pub migrations: Vec<String>,
+    /// How long each part may take.
     pub timeouts: Timeouts,
     /// The attempt's Jobs as they will be created, by step.
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["step"]))]
     pub jobs: Vec<PlannedJob>,
     /// How long the gate of stage IngestionReenable may take in all, in seconds; 0 without checks of that stage.
     pub gate_seconds: i64,
@@ -74,11 +88,15 @@ pub struct MemoriaUpgradeSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedTarget {
+    /// The target's name in the release.
     pub name: String,
+    /// `Server`, `Dashboard` or `Other`.
     pub role: Role,
+    /// The workload that carries it.
     pub workload: WorkloadRef,
     /// The workload's UID: another object of the same name is not touched.
     pub uid: String,
+    /// The container whose image moves.
     pub container: String,
     /// The image as the workload named it before.
     pub from_image: String,
@@ -91,7 +109,7 @@ pub struct PlannedTarget {
     /// True when it is also one of the workers: it then comes back with them.
     pub worker: bool,
     /// The candidate pod made from the target's template, as it will be created.
-    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true), schema_with = "any_object")]
+    #[schemars(schema_with = "schema::anything")]
     pub candidate: serde_json::Value,
 }
 
@@ -99,7 +117,9 @@ pub struct PlannedTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedWorker {
+    /// The workload that is stopped.
     pub workload: WorkloadRef,
+    /// The workload's UID: another object of the same name is not touched.
     pub uid: String,
     /// The replica count to come back to.
     pub replicas: i32,
@@ -111,6 +131,7 @@ pub struct PlannedWorker {
 pub struct PlannedDatabase {
     /// Major version of the server, e.g. 15.
     pub major: i32,
+    /// What tells it from every other database.
     pub identity: DatabaseIdentity,
     /// Size at pre-flight, in bytes.
     pub bytes: i64,
@@ -122,6 +143,7 @@ pub struct PlannedDatabase {
 pub struct DatabaseIdentity {
     /// `system_identifier` of the server's control file.
     pub system_identifier: String,
+    /// The database's name.
     pub name: String,
     /// OID in `pg_database`.
     pub oid: i64,
@@ -133,6 +155,7 @@ pub struct DatabaseIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedStorage {
+    /// The claim whose volume keeps them.
     pub claim_name: String,
     /// Directory below the volume's root: `<release>-<first 8 of its UID>/<run or attempt>`.
     pub directory: String,
@@ -145,12 +168,8 @@ pub struct PlannedJob {
     /// The step: `fence`, `snapshot`, `migrate`, `gate`, `bootstrap`, `verify`.
     pub step: String,
     /// The whole `batch/v1` Job.
-    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true), schema_with = "any_object")]
+    #[schemars(schema_with = "schema::anything")]
     pub manifest: serde_json::Value,
-}
-
-fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 /// How an attempt ended.
@@ -178,8 +197,9 @@ pub struct MemoriaUpgradeStatus {
     /// What is awaited and until when, or how it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// `Ready` always; `Reconciling` and `Stalled` only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
     /// The phases that were begun, in the order they were begun.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -205,9 +225,10 @@ pub struct MemoriaUpgradeStatus {
     /// When the last writer was back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writers_back_at: Option<Time>,
+    /// When the attempt ended; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
-    /// Absent while the attempt is open.
+    /// How the attempt ended; absent while it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
 }
@@ -216,9 +237,13 @@ pub struct MemoriaUpgradeStatus {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PhaseRecord {
+    /// The phase's name. Example: `SnapshotExport`.
     pub name: String,
+    /// `Running`, `Passed` or `Failed`.
     pub state: PhaseState,
+    /// When it began.
     pub started_at: Time,
+    /// When it ended; absent while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,
     /// What is awaited, or what was found.
@@ -226,6 +251,7 @@ pub struct PhaseRecord {
     pub message: String,
     /// Steps of the phase that are done, with what must be remembered of each (e.g. `candidate-server: passed`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub done: BTreeMap<String, String>,
 }
 
@@ -240,7 +266,9 @@ pub enum PhaseState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
+    /// The phase that failed.
     pub phase: String,
+    /// Whose fault it was: `Transient`, `Candidate`, `Environment`, `Conflict`, `Bug` or `Decision`.
     pub category: Category,
     /// CamelCase, e.g. `MigrateFailed`.
     pub reason: String,
@@ -269,16 +297,21 @@ pub enum Category {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotRecord {
+    /// The claim whose volume keeps it.
     pub claim_name: String,
     /// Directory below the volume's root.
     pub directory: String,
+    /// Size of all files, in bytes.
     pub bytes: i64,
+    /// How many tables it holds.
     pub tables: i32,
+    /// How many rows, of all tables.
     pub rows: i64,
     /// SHA-256 of `manifest.json`, in hex: the manifest names every other file's.
     pub manifest_sha256: String,
     /// SHA-256 over schema and all tables' digests, in hex.
     pub data_digest: String,
+    /// When it was read back and restored into scratch.
     pub verified_at: Time,
 }
 
@@ -286,7 +319,9 @@ pub struct SnapshotRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationRecord {
+    /// The migration's name.
     pub name: String,
+    /// `Ran`, `ReportedFailure` (exit 0, but it printed a failure; the schema decided), `Failed` or `NotRun`.
     pub state: MigrationState,
 }
 

@@ -1,0 +1,14 @@
+//! What a real API server makes of our kinds: rules, defaults, samples, status and stored objects. It runs without
+//! kubelet and controllers.
+
+mod rules;
+mod samples;
+mod server;
+mod status;
+mod stored;
+
+use std::path::PathBuf;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
