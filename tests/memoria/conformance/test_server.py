@@ -110,13 +110,10 @@ def test_no_schema_is_needed_to_start(memoria, make_database, dialect):
 @pytest.mark.parametrize("automatic", ["true", "false"])
 def test_the_server_alters_the_schema_by_itself_unless_told_not_to(memoria, make_database, dialect, automatic):
     database = make_database(dialect, "0.9.0", 40)
-    process, port = memoria("1.0.0").start_server(database.url, MEMORIA_DATABASE__MIGRATION_AUTO=automatic)
-    if automatic == "true":
-        wait_until(lambda: settings_status(port) == 200, process=process)
-    else:
-        # New code on the old schema: it dies of the column that nobody added.
-        assert process.wait() == 3
-        assert "consent_scope" in process.output()
+    with memoria("1.0.0").server(database.url, MEMORIA_DATABASE__MIGRATION_AUTO=automatic) as port:
+        # New code on the old schema is ready and cannot store anything.
+        stored = call(port, "/memory", {"user_input": "new code"})
+        assert stored.status == (201 if automatic == "true" else 500)
     assert ("consent_scope" in database.columns("long_term_memory")) is (automatic == "true")
 
 
