@@ -64,7 +64,7 @@ async fn a_stopped_release_shows_in_the_columns_and_in_wait() {
             condition(conditions::READY, "Unknown", conditions::reason::PROGRESSING, message),
             condition(conditions::RECONCILING, "True", conditions::reason::PROGRESSING, message),
         ],
-        current: Some(Current { version: "0.9.0".to_owned(), images: Vec::new() }),
+        current: Some(Current { version: "0.9.0".to_owned(), images: Vec::new(), ..Current::default() }),
         ingestion: Some(IngestionStatus {
             state: IngestionState::Stopped,
             stopped_since: Some(Time(now() - k8s_openapi::jiff::SignedDuration::from_secs(120))),
@@ -113,7 +113,11 @@ async fn the_fullest_status_fits_with_room_to_spare() {
     let image = |n| CurrentImage { target: format!("t{n}"), image: "i".repeat(300), digest: Some("d".repeat(71)) };
     let status = MemoriaReleaseStatus {
         conditions: (0..5).map(|n| condition(&format!("C{n}"), "True", "R", &"m".repeat(1024))).collect(),
-        current: Some(Current { version: "1.0.0".to_owned(), images: (0..8).map(image).collect() }),
+        current: Some(Current {
+            version: "1.0.0".to_owned(),
+            images: (0..8).map(image).collect(),
+            ..Current::default()
+        }),
         pre_flight: Some(PreFlightStatus {
             run: "memoria-p1".to_owned(),
             started_at: Time(now()),
