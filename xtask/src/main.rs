@@ -3,6 +3,7 @@
 mod cluster;
 mod images;
 mod place;
+mod test;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Build the images and push them to the test cluster's registry
     Images(images::Args),
+    /// Run the tests, as CI does: quick ones first
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +44,6 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Cluster(args) => cluster::run(args),
         Command::Images(args) => images::run(args),
+        Command::Test(args) => test::run(args),
     }
 }

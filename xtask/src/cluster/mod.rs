@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 
 #[allow(unused_imports, reason = "part of what other chores use")]
 pub use layout::REGISTRY;
-pub use packages::ensure_programs;
+pub use packages::{ensure_programs, install as install_packages};
 pub use target::Target;
 
 use layout::Layout;

@@ -50,6 +50,10 @@ pub fn ensure() -> Result<()> {
     }
     if !missing.is_empty() {
         install(&missing)?;
+        let still = self::missing();
+        if !still.is_empty() {
+            bail!("apt-get installed {}, but their programs are not on the PATH", still.join(", "));
+        }
     }
     command::run(Command::new("unshare").args(["--net", "--mount", "--pid", "--fork", "true"])).context(
         "root may not create namespaces here (no CAP_SYS_ADMIN?). In a container, run it privileged. \
@@ -84,7 +88,8 @@ fn missing() -> Vec<&'static str> {
     packages
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+/// Installs Debian packages. Needs root and apt-get.
+pub fn install(packages: &[&str]) -> Result<()> {
     if command::find("apt-get").is_none() {
         bail!(
             "missing on this machine: {}. These are the Debian packages; without apt-get, install what \
@@ -98,10 +103,6 @@ fn install(packages: &[&str]) -> Result<()> {
     };
     apt(&["update"]).context("cannot refresh apt's package lists")?;
     apt(&[&["install", "--no-install-recommends"], packages].concat())
-        .with_context(|| format!("cannot install {}", packages.join(", ")))?;
-    let still = missing();
-    if !still.is_empty() {
-        bail!("apt-get installed {}, but their programs are not on the PATH", still.join(", "));
-    }
-    Ok(())
+        .with_context(|| format!("cannot install {}", packages.join(", ")))
+        .map(drop)
 }

@@ -1,0 +1,141 @@
+//! `cargo xtask test`: what CI runs, in tiers. A tier runs to its end, so that one run shows all of its failures; the
+//! next, dearer one starts only when it passed.
+
+mod quick;
+mod tags;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::place;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these tiers
+    #[arg(long, value_delimiter = ',')]
+    tier: Vec<Tier>,
+}
+
+/// From cheap to dear; they run in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Tier {
+    /// Formatting, lints, generated files, unit tests, tests against a private PostgreSQL
+    Quick,
+}
+
+impl Tier {
+    const ALL: [Self; 1] = [Self::Quick];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+        }
+    }
+
+    fn parts(self) -> Vec<Part> {
+        match self {
+            Self::Quick => quick::parts(),
+        }
+    }
+}
+
+/// One thing that is checked.
+struct Part {
+    name: &'static str,
+    run: fn() -> Result<Done>,
+}
+
+/// How a part ended that did not fail.
+enum Done {
+    Passed,
+    /// Nothing was checked; the text says why.
+    Left(&'static str),
+}
+
+struct Line {
+    tier: Tier,
+    name: &'static str,
+    took: Duration,
+    result: Result<Done>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let wanted = |tier: &Tier| args.tier.is_empty() || args.tier.contains(tier);
+    let begin = Instant::now();
+    let mut lines: Vec<Line> = Vec::new();
+    for tier in Tier::ALL.into_iter().filter(wanted) {
+        if lines.iter().any(|line| line.result.is_err()) {
+            println!("tier {} is left out: what is cheaper failed", tier.name());
+            continue;
+        }
+        for part in tier.parts() {
+            println!("==> {}: {}", tier.name(), part.name);
+            let start = Instant::now();
+            let result = (part.run)();
+            let took = start.elapsed();
+            match &result {
+                Ok(Done::Passed) => println!("    passed in {}", shown(took)),
+                Ok(Done::Left(why)) => println!("    left out: {why}"),
+                Err(error) => println!("    FAILED after {}: {error:#}", shown(took)),
+            }
+            lines.push(Line { tier, name: part.name, took, result });
+        }
+    }
+    summary(&lines, begin.elapsed())
+}
+
+/// Prints the table and, as the last line, the verdict.
+fn summary(lines: &[Line], took: Duration) -> Result<()> {
+    println!();
+    for Line { tier, name, took, result } in lines {
+        let verdict = match result {
+            Ok(Done::Passed) => "passed".to_owned(),
+            Ok(Done::Left(why)) => format!("left out: {why}"),
+            Err(error) => format!("FAILED: {error}"),
+        };
+        println!("{:<10} {name:<34} {:>9}  {verdict}", tier.name(), shown(*took));
+    }
+    let failed: Vec<_> = lines.iter().filter(|line| line.result.is_err()).map(|line| line.name).collect();
+    if failed.is_empty() {
+        println!("test: {} parts passed in {}", lines.len(), shown(took));
+        return Ok(());
+    }
+    println!("test: FAILED in {} after {}", failed.join(", "), shown(took));
+    bail!("{} of {} parts failed: {}", failed.len(), lines.len(), failed.join(", "))
+}
+
+fn shown(took: Duration) -> String {
+    let seconds = took.as_secs_f32();
+    if seconds < 60.0 {
+        format!("{seconds:.1} s")
+    } else {
+        format!("{} min {:02} s", took.as_secs() / 60, took.as_secs() % 60)
+    }
+}
+
+/// `cargo` in the checkout, with the target directory that all chores share.
+fn cargo(args: &[&str]) -> Result<Command> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).current_dir(place::root()?).env("CARGO_TARGET_DIR", place::target()?);
+    Ok(cargo)
+}
+
+/// Runs it with its output where ours goes. What it printed says what is wrong; the error only names it.
+fn succeed(command: &mut Command) -> Result<Done> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status =
+        command.stdin(std::process::Stdio::null()).status().with_context(|| format!("cannot start {program}"))?;
+    if !status.success() {
+        bail!("{} ended with {status}; its output stands above", command_name(command));
+    }
+    Ok(Done::Passed)
+}
+
+/// Program and first argument, enough to know which command it was.
+fn command_name(command: &Command) -> String {
+    let program = std::path::Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let first = command.get_args().next().unwrap_or_default();
+    format!("`{} {}`", program.to_string_lossy(), first.to_string_lossy()).replace(" `", "`")
+}

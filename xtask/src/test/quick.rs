@@ -1,0 +1,107 @@
+//! The quick tier: what needs no cluster.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Done, Part, cargo, succeed, tags};
+use crate::{cluster, place};
+
+pub fn parts() -> Vec<Part> {
+    vec![
+        Part { name: "formatting", run: formatting },
+        Part { name: "no stand-in's tag in src, charts", run: tags::check },
+        Part { name: "clippy", run: clippy },
+        Part { name: "generated CRDs", run: crds },
+        Part { name: "documentation", run: documentation },
+        Part { name: "dependencies (cargo deny)", run: dependencies },
+        Part { name: "unit and PostgreSQL tests", run: unit_tests },
+        Part { name: "conformance of the stand-in", run: conformance },
+    ]
+}
+
+fn formatting() -> Result<Done> {
+    succeed(&mut cargo(&["fmt", "--all", "--check"])?)
+}
+
+fn clippy() -> Result<Done> {
+    let args =
+        ["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"];
+    succeed(&mut cargo(&args)?)
+}
+
+fn documentation() -> Result<Done> {
+    let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items", "--quiet"])?;
+    succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The committed CRDs are what the types say.
+fn crds() -> Result<Done> {
+    let directory = place::target()?.join("generated-crds");
+    let _ = fs::remove_dir_all(&directory);
+    let mut generate = cargo(&["run", "--locked", "--quiet", "--package", "memoria-operator", "--", "crds", "--out"])?;
+    succeed(generate.arg(&directory))?;
+    same_files(&place::root()?.join("crds"), &directory)
+        .context("run `cargo run -- crds --out crds` and read the difference")?;
+    Ok(Done::Passed)
+}
+
+fn same_files(committed: &Path, generated: &Path) -> Result<()> {
+    succeed(Command::new("diff").args(["--unified", "--recursive"]).arg(committed).arg(generated))
+        .with_context(|| format!("{} is not up to date", committed.display()))
+        .map(drop)
+}
+
+fn dependencies() -> Result<Done> {
+    if !place::root()?.join("deny.toml").exists() {
+        return Ok(Done::Left("there is no deny.toml"));
+    }
+    match cargo(&["deny", "--version"])?.output() {
+        Ok(output) if output.status.success() => succeed(&mut cargo(&["deny", "--workspace", "check"])?),
+        _ => Ok(Done::Left("cargo-deny is not installed: `cargo install --locked cargo-deny`")),
+    }
+}
+
+fn unit_tests() -> Result<Done> {
+    postgresql()?;
+    succeed(&mut cargo(&["test", "--locked", "--workspace"])?)
+}
+
+fn conformance() -> Result<Done> {
+    postgresql()?;
+    python()?;
+    succeed(&mut Command::new(place::root()?.join("tests/memoria/conformance/run.sh")))
+}
+
+/// Makes sure that some major of PostgreSQL's server is here. Tests start servers of their own, so the one that Debian
+/// would start on installation is not wanted.
+fn postgresql() -> Result<()> {
+    let majors = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    if majors.map(|major| major.path().join("bin/initdb")).any(|initdb| initdb.is_file()) {
+        return Ok(());
+    }
+    let settings = Path::new("/etc/postgresql-common");
+    if !settings.exists() {
+        fs::create_dir_all(settings)
+            .and_then(|()| fs::write(settings.join("createcluster.conf"), "create_main_cluster = false\n"))
+            .context("tests need PostgreSQL's server, and installing it needs root: install postgresql")?;
+    }
+    cluster::install_packages(&["postgresql"])
+}
+
+/// Makes sure that Python can make virtual environments.
+fn python() -> Result<()> {
+    cluster::ensure_programs(&[("python3", "python3")])?;
+    let able =
+        || Command::new("python3").args(["-c", "import ensurepip, venv"]).output().is_ok_and(|o| o.status.success());
+    if !able() {
+        cluster::ensure_programs(&[("python3-venv", "python3-venv")])
+            .or_else(|e| if able() { Ok(()) } else { Err(e) })?;
+    }
+    if !able() {
+        bail!("python3 cannot make virtual environments: install its venv module (Debian: python3-venv)");
+    }
+    Ok(())
+}
