@@ -1,7 +1,10 @@
 //! The project's chores: `cargo xtask --help`.
 
+mod clock;
 mod cluster;
 mod images;
+mod kube;
+mod memoria;
 mod place;
 mod test;
 
@@ -24,6 +27,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Build the images and push them to the test cluster's registry
     Images(images::Args),
+    /// Install a Memoria to operate, with data, into a namespace of its own
+    Memoria(memoria::Args),
     /// Run the tests, as CI does: quick ones first
     Test(test::Args),
 }
@@ -44,6 +49,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Cluster(args) => cluster::run(args),
         Command::Images(args) => images::run(args),
+        Command::Memoria(args) => memoria::run(args),
         Command::Test(args) => test::run(args),
     }
 }

@@ -4,7 +4,7 @@
 mod audit;
 mod binary;
 mod cgroup;
-mod command;
+pub mod command;
 mod control_plane;
 mod dns;
 mod layout;

@@ -1,0 +1,122 @@
+//! What chores ask of a cluster, by way of its `kubectl`.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::cluster::{Target, command};
+
+/// One cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Kube {
+    pub target: Target,
+}
+
+impl Kube {
+    pub fn kubectl(&self, args: &[&str]) -> Result<Command> {
+        let mut kubectl = self.target.kubectl()?;
+        kubectl.args(args);
+        Ok(kubectl)
+    }
+
+    /// What it prints.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        command::run(&mut self.kubectl(args)?)
+    }
+
+    /// `kubectl apply`, as a user types it, so that the objects look as a user's do.
+    pub fn apply(&self, namespace: &str, yaml: &str) -> Result<()> {
+        command::run_with_input(&mut self.kubectl(&["--namespace", namespace, "apply", "--filename=-"])?, yaml)
+            .map(drop)
+    }
+
+    /// One object, or `None` when it does not exist.
+    pub fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>> {
+        let args = ["--namespace", namespace, "get", kind, name, "--ignore-not-found", "--output=json"];
+        let printed = self.run(&args)?;
+        if printed.trim().is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_str(&printed).with_context(|| format!("cannot read {kind}/{name}")).map(Some)
+    }
+
+    /// All objects of a kind in a namespace.
+    pub fn list(&self, namespace: &str, kind: &str) -> Result<Vec<Value>> {
+        let printed = self.run(&["--namespace", namespace, "get", kind, "--output=json"])?;
+        let mut list: Value = serde_json::from_str(&printed).with_context(|| format!("cannot read the {kind}"))?;
+        match list["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => bail!("kubectl printed no list of {kind}"),
+        }
+    }
+
+    /// Waits until the workload's rollout is complete.
+    pub fn rolled_out(&self, namespace: &str, workload: &str, limit: Duration) -> Result<()> {
+        let timeout = format!("--timeout={}s", limit.as_secs());
+        self.run(&["--namespace", namespace, "rollout", "status", workload, &timeout])
+            .with_context(|| format!("{workload} did not come up; its events: kubectl -n {namespace} get events"))
+            .map(drop)
+    }
+
+    /// Asks once a second until there is an answer.
+    pub fn wait<T>(&self, what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(answer) = ask()? {
+                return Ok(answer);
+            }
+            if Instant::now() > end {
+                bail!("waited {} s for {what} in vain", limit.as_secs());
+            }
+            sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// Removes the namespace with all that is in it and waits until it is gone. MemoriaReleases go first: their
+    /// finalizers need an operator, which may not be there.
+    pub fn delete_namespace(&self, namespace: &str) -> Result<()> {
+        if self.get("default", "namespace", namespace)?.is_none() {
+            return Ok(());
+        }
+        let releases = self.list(namespace, "memoriareleases.memoria.arca.run").unwrap_or_default();
+        for name in releases.iter().filter_map(|release| release["metadata"]["name"].as_str()) {
+            let no_finalizers = "{\"metadata\":{\"finalizers\":null}}";
+            self.run(&[
+                "--namespace",
+                namespace,
+                "delete",
+                "memoriarelease",
+                name,
+                "--wait=false",
+                "--ignore-not-found",
+            ])?;
+            // Gone already when nothing held it.
+            let _ = self.run(&[
+                "--namespace",
+                namespace,
+                "patch",
+                "memoriarelease",
+                name,
+                "--type=merge",
+                "-p",
+                no_finalizers,
+            ]);
+        }
+        self.run(&["delete", "namespace", namespace, "--timeout=180s"]).map(drop)
+    }
+}
+
+/// Prints to standard error without minding when nobody reads it.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Starts it in the background without input.
+pub fn background(command: &mut Command) -> Result<std::process::Child> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {name}"))
+}
