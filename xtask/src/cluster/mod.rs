@@ -71,7 +71,7 @@ enum Action {
     Start { name: String },
     /// Push an image to the cluster's registry
     Push {
-        /// Where it is, in skopeo's words: oci:<directory>:<reference>, oci-archive:<file>, docker://<name>
+        /// Where it is, in skopeo's words: `oci:<directory>:<reference>`, `oci-archive:<file>`, `docker://<name>`
         source: String,
         /// What to call it, without the registry: memoria/server:1.0.0
         name: String,

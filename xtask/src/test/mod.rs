@@ -1,6 +1,7 @@
 //! `cargo xtask test`: what CI runs, in tiers. A tier runs to its end, so that one run shows all of its failures; the
 //! next, dearer one starts only when it passed.
 
+mod apiserver;
 mod quick;
 mod tags;
 
@@ -23,20 +24,24 @@ pub struct Args {
 pub enum Tier {
     /// Formatting, lints, generated files, unit tests, tests against a private PostgreSQL
     Quick,
+    /// The kinds on a real API server, without nodes
+    Apiserver,
 }
 
 impl Tier {
-    const ALL: [Self; 1] = [Self::Quick];
+    const ALL: [Self; 2] = [Self::Quick, Self::Apiserver];
 
     fn name(self) -> &'static str {
         match self {
             Self::Quick => "quick",
+            Self::Apiserver => "apiserver",
         }
     }
 
     fn parts(self) -> Vec<Part> {
         match self {
             Self::Quick => quick::parts(),
+            Self::Apiserver => apiserver::parts(),
         }
     }
 }

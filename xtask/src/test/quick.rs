@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::{Done, Part, cargo, succeed, tags};
 use crate::{cluster, place};
@@ -41,7 +42,17 @@ fn documentation() -> Result<Done> {
 fn crds() -> Result<Done> {
     let directory = place::target()?.join("generated-crds");
     let _ = fs::remove_dir_all(&directory);
-    let mut generate = cargo(&["run", "--locked", "--quiet", "--package", "memoria-operator", "--", "crds", "--out"])?;
+    let mut generate = cargo(&[
+        "run",
+        "--locked",
+        "--quiet",
+        "--all-features",
+        "--package",
+        "memoria-operator",
+        "--",
+        "crds",
+        "--out",
+    ])?;
     succeed(generate.arg(&directory))?;
     same_files(&place::root()?.join("crds"), &directory)
         .context("run `cargo run -- crds --out crds` and read the difference")?;
@@ -66,7 +77,27 @@ fn dependencies() -> Result<Done> {
 
 fn unit_tests() -> Result<Done> {
     postgresql()?;
-    succeed(&mut cargo(&["test", "--locked", "--workspace"])?)
+    // All features everywhere, although these tests need none: one compilation then serves every tier.
+    let mut test = cargo(&["test", "--locked", "--workspace", "--all-features", "--lib", "--bins"])?;
+    for name in integration_tests()? {
+        test.arg("--test").arg(name);
+    }
+    succeed(&mut test)
+}
+
+/// The integration tests that need neither an API server nor a cluster: those without required features.
+fn integration_tests() -> Result<Vec<String>> {
+    let output =
+        cargo(&["metadata", "--locked", "--no-deps", "--format-version=1"])?.output().context("cannot start cargo")?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata printed")?;
+    let targets =
+        metadata["packages"].as_array().into_iter().flatten().filter_map(|package| package["targets"].as_array());
+    let tests = targets.flatten().filter(|target| target["kind"][0] == "test" && target["required-features"].is_null());
+    let names: Vec<_> = tests.filter_map(|test| test["name"].as_str().map(str::to_owned)).collect();
+    if names.is_empty() {
+        bail!("cargo metadata names no integration test");
+    }
+    Ok(names)
 }
 
 fn conformance() -> Result<Done> {
