@@ -1,8 +1,10 @@
 //! The project's chores: `cargo xtask --help`.
 
+#[allow(dead_code, reason = "the demo uses all of it")]
 mod clock;
 mod cluster;
 mod images;
+#[allow(dead_code, reason = "the demo uses all of it")]
 mod kube;
 mod memoria;
 mod place;
