@@ -8,6 +8,7 @@ use super::Question;
 use crate::{
     api::release::{Check, CheckResult, Verdict},
     job::{
+        check::compile_expression,
         manifest::{Probe, RenderError},
         protocol::{Facts, InspectFacts, JobReport},
     },
@@ -69,7 +70,7 @@ pub(super) fn expressions(checks: &[Check]) -> Vec<CheckResult> {
     checks
         .iter()
         .filter_map(|check| {
-            let error = cel::Program::compile(&check.pass_when).err()?;
+            let error = compile_expression(&check.pass_when).err()?;
             Some(failed(&check.name, format!("checks[{}].passWhen: {error}", check.name)))
         })
         .collect()

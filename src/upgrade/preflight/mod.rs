@@ -4,6 +4,8 @@
 mod judge;
 mod plan;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
