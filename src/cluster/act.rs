@@ -6,11 +6,9 @@ use std::fmt::Debug;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        autoscaling::v1::{Scale, ScaleSpec},
         batch::v1::Job,
         core::v1::{ConfigMap, Pod, Service},
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -185,20 +183,11 @@ pub(crate) async fn scale(
     replicas: i32,
     dry_run: bool,
 ) -> Result<(), ClusterError> {
-    let wanted = Scale {
-        metadata: ObjectMeta {
-            name: Some(workload.name.clone()),
-            namespace: Some(ns.to_owned()),
-            uid: Some(precondition.uid.clone()),
-            resource_version: Some(precondition.resource_version.clone()),
-            ..Default::default()
-        },
-        spec: Some(ScaleSpec { replicas: Some(replicas) }),
-        status: None,
-    };
-    let params = PostParams { dry_run, field_manager: Some(SCALE_MANAGER.to_owned()) };
+    let metadata = json!({"uid": precondition.uid, "resourceVersion": precondition.resource_version});
+    let patch = Patch::Merge(json!({"metadata": metadata, "spec": {"replicas": replicas}}));
+    let params = PatchParams { dry_run, field_manager: Some(SCALE_MANAGER.to_owned()), ..Default::default() };
     let api = workload::api(client, ns, workload.kind);
-    bounded("scale", workload, api.replace_scale(&workload.name, &params, &wanted)).await.map(drop)
+    bounded("scale", workload, api.patch_scale(&workload.name, &params, &patch)).await.map(drop)
 }
 
 pub(crate) async fn set_image(

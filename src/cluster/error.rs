@@ -137,7 +137,8 @@ impl ClusterError {
             (Kind::NamespaceEnding, "nothing: the namespace is being deleted".to_owned())
         } else if status.is_already_exists() {
             (Kind::Foreign, format!("look at it: kubectl get {object} -o yaml"))
-        } else if status.is_conflict() {
+        } else if status.is_conflict() || causes.iter().any(|c| c.field == "metadata.uid") {
+            // The UID of a patch is a precondition; the server calls another one an invalid change.
             (Kind::Stale, AGAIN.to_owned())
         } else if status.is_not_found() {
             (Kind::Missing, "create it again, or take it out of the release".to_owned())
@@ -274,6 +275,16 @@ mod tests {
             let error = seen(&status(code, reason, "said", vec![]));
             assert_eq!((error.kind.clone(), error.category()), (kind, category), "{code} {reason}");
         }
+    }
+
+    #[test]
+    fn another_object_of_the_same_name_is_an_outdated_observation() {
+        let cause = StatusCause {
+            reason: "FieldValueInvalid".to_owned(),
+            message: "field is immutable".to_owned(),
+            field: "metadata.uid".to_owned(),
+        };
+        assert_eq!(seen(&status(422, "Invalid", "metadata.uid: Invalid value", vec![cause])).kind, Kind::Stale);
     }
 
     #[test]

@@ -1,0 +1,28 @@
+//! Reads and writes against a real API server (no kubelet, no controllers: tests write pods' and Jobs' statuses
+//! themselves, as those would).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod adoption;
+mod candidates;
+mod claims;
+mod dry_runs;
+mod events;
+mod jobs;
+mod leases;
+mod observations;
+#[path = "../apiserver/server.rs"]
+#[expect(dead_code, reason = "shared with the tests of the API, which use all of it")]
+mod server;
+mod watches;
+mod world;
+mod writes;
+
+/// The tests of the API store objects of older versions first; these do not.
+mod stored {
+    pub fn before_the_upgrade(_: &crate::server::Server) {}
+}
+
+fn root() -> std::path::PathBuf {
+    std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
