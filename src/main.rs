@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn crds_and_the_charts_copies_are_what_the_types_say() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for dir in ["crds"] {
+        for dir in ["crds", "charts/memoria-operator/files/crds"] {
             let mut expected = Vec::new();
             for crd in crds::all() {
                 let path = root.join(dir).join(crds::file_name(&crd));

@@ -160,6 +160,11 @@ impl Server {
         text(&output.stdout)
     }
 
+    /// Never asks a cluster: `helm template` and `helm lint` need none.
+    pub fn helm(&self, args: &[&str]) -> Output {
+        self.program("helm").args(args).output().unwrap()
+    }
+
     /// A file below the server's directory, for what `kubectl -f` shall read.
     pub fn file(&self, name: &str, content: &str) -> String {
         let path = self.dir.join(name);

@@ -1,0 +1,62 @@
+{{/* What the operator may do where it looks after releases. No rule on Secrets: Jobs refer to them, and the kubelet
+     reads them. No rule on nodes, and none on roles. */}}
+{{- define "memoria-operator.rules" -}}
+# What people ask for. Patch is for the finalizer that an open attempt holds; the spec is never written.
+- apiGroups: [memoria.arca.run]
+  resources: [memoriareleases]
+  verbs: [get, list, watch, patch]
+- apiGroups: [memoria.arca.run]
+  resources: [memoriareleases/status]
+  verbs: [update, patch]
+# Attempts: made with their plan, which is immutable, and deleted beyond spec.historyLimit. Their status is the journal.
+- apiGroups: [memoria.arca.run]
+  resources: [memoriaupgrades]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [memoria.arca.run]
+  resources: [memoriaupgrades/status]
+  verbs: [update, patch]
+# What people decided.
+- apiGroups: [memoria.arca.run]
+  resources: [memoriadecisions]
+  verbs: [get, list, watch]
+# Targets and workers: the annotations that mark them, and the image of Memoria's container.
+- apiGroups: [apps]
+  resources: [deployments, statefulsets]
+  verbs: [get, list, watch, patch]
+# Their replica counts, and nothing else of them.
+- apiGroups: [apps]
+  resources: [deployments/scale, statefulsets/scale]
+  verbs: [get, update, patch]
+# Whether writers are gone and new pods run; candidate pods are made from a target's template and removed again.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+# The steps of an attempt. Patch sets the lifetime of finished ones.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+# The maintenance flag. A ConfigMap is only ever changed, never made.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, patch]
+# The claim for snapshots, made when a release names none. It is never deleted.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create]
+# A candidate pod must not carry the labels that a Service selects.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list]
+# An autoscaler would bring back what an attempt scaled to zero.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list]
+# Why a pod does not start (a volume that cannot be mounted is told only there).
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
+# What the operator tells about a release.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
