@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Command::Crds { out: None } => print_crds(),
         Command::Crds { out: Some(dir) } => write_crds(&dir),
         Command::Config(ConfigCommand::Check { file }) => check_config(&file),
-        Command::Job => job(),
+        Command::Job => return job(),
         Command::Completion { shell } => completion(shell),
     };
     match done {
@@ -91,8 +91,15 @@ fn run(file: Option<&Path>) -> Result<(), Failure> {
     Ok(runtime.block_on(controller::run(config))?)
 }
 
-fn job() -> Result<(), Failure> {
-    Err("this build has no Jobs".into())
+/// The exit code speaks for the Job's report, which says the rest.
+fn job() -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime.block_on(memoria_operator::job::run()),
+        Err(error) => {
+            eprintln!("memoria-operator: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn print_crds() -> Result<(), Failure> {

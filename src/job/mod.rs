@@ -2,5 +2,105 @@
 //! by the termination message. No Kubernetes client in here: Jobs carry no token.
 
 pub mod check;
+mod context;
+mod exchange;
+mod fence;
+mod guard;
+mod inspect;
 pub mod manifest;
 pub mod protocol;
+mod reference;
+pub mod report;
+mod snapshot;
+
+use std::process::ExitCode;
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing::{error, info, warn};
+
+use crate::snapshot::Result;
+use context::Context;
+use protocol::{JobOrder, JobReport};
+
+/// Carries out the order in the environment. Exit code 0 if and only if the report says ok.
+pub async fn run() -> ExitCode {
+    // A second initialisation in one process is somebody else's log, which is as good.
+    let _ = crate::telemetry::init(&crate::config::Log::default());
+    let places = context::Places::from_environment();
+    let context = match Context::from_environment(places.clone()) {
+        Ok(context) => context,
+        Err(error) => return answer(&places, &report::failed(&error)),
+    };
+    let mut stop = stop_signal();
+    let order = context.order.clone();
+    let sidecar = matches!(order, JobOrder::Guard(_) | JobOrder::Reference(_));
+    let done = if sidecar {
+        // These end in an orderly way when told to, and then stay: a sidecar that ends is started again.
+        carry_out(&context, &order, stop.clone()).await
+    } else {
+        tokio::select! {
+            done = carry_out(&context, &order, stop.clone()) => done,
+            _ = stop.wait_for(|stopped| *stopped) => Ok(report::interrupted()),
+        }
+    };
+    let report = done.unwrap_or_else(|error| report::failed(&error));
+    let report = report::fit(context.redact(report));
+    if report.ok {
+        info!(reason = report.reason, message = report.message, "done");
+    } else {
+        warn!(reason = report.reason, message = report.message, category = ?report.category, "not done");
+    }
+    if sidecar {
+        if let Err(error) = exchange::Shared::new(&context.places.shared).write_verdict(&report) {
+            error!(%error, "the verdict cannot be left for the runner");
+        }
+        let code = answer(&context.places, &report);
+        let _ = stop.wait_for(|stopped| *stopped).await;
+        return code;
+    }
+    answer(&context.places, &report)
+}
+
+async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bool>) -> Result<JobReport> {
+    match order {
+        JobOrder::Inspect(order) => inspect::run(context, order).await,
+        JobOrder::Reference(order) => reference::run(context, order, stop).await,
+        JobOrder::Fence(order) => fence::run(context, order).await,
+        JobOrder::Snapshot(order) => snapshot::run(context, order).await,
+        JobOrder::Guard(order) => guard::run(context, order, stop).await,
+        JobOrder::Check(order) => Ok(check::run(order).await),
+    }
+}
+
+/// Turns true at the first SIGTERM or SIGINT.
+fn stop_signal() -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            return std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = sender.send(true);
+        // Receivers must never see the channel closed.
+        std::future::pending::<()>().await;
+    });
+    receiver
+}
+
+fn answer(places: &context::Places, report: &JobReport) -> ExitCode {
+    let text = serde_json::to_string(report).unwrap_or_default();
+    match std::fs::write(&places.termination_log, &text) {
+        Ok(()) if report.ok => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            error!(%error, path = %places.termination_log.display(), report = text, "the report cannot be written");
+            ExitCode::FAILURE
+        }
+    }
+}

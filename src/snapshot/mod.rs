@@ -2,10 +2,17 @@
 //! Jobs, beside the database; knows nothing of Kubernetes.
 
 pub mod digest;
+pub mod dump;
 pub mod error;
+pub mod freeze;
 pub mod identity;
+pub mod manifest;
+pub mod markers;
+pub mod peers;
 pub mod schema;
+pub mod scratch;
 pub mod session;
+pub mod tools;
 pub mod url;
 
 use sha2::{Digest, Sha256};

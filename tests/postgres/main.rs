@@ -1,6 +1,15 @@
-//! The data plane against real private PostgreSQL servers, one for each test: every major that is installed below
-//! `/usr/lib/postgresql`, at least one. As root the servers run as the user `postgres`.
+//! The data plane against real private PostgreSQL servers, one for each test: the newest major below
+//! `/usr/lib/postgresql`, or the one that `MOP_TEST_POSTGRES` names. As root the servers run as the user `postgres`.
+
+// A test fails by panicking, and what supports tests is no test in clippy's eyes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cluster;
 mod digest;
+mod fence;
+mod guard;
+mod inspect;
+mod reference;
 mod schema;
+mod site;
+mod snapshot;

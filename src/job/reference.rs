@@ -1,0 +1,204 @@
+//! PreFlight, beside the candidate's `init-db`: gives it an ephemeral server of its own, reads the schema that it builds
+//! there, and keeps that as what the migrated database must look like. Measures free space on the way.
+
+use std::{fs, path::Path, time::Duration};
+
+use memoria_runner::order::{CommandResult, RunnerResult};
+use serde::{Deserialize, Serialize};
+use sqlx::Connection;
+use tokio::sync::watch;
+use tracing::info;
+
+use super::{
+    context::Context,
+    exchange::{Shared, Waited},
+    protocol::{Facts, JobReport, ReferenceFacts, ReferenceOrder},
+    report,
+};
+use crate::{
+    api::upgrade::Category,
+    snapshot::{
+        Error, Result, manifest,
+        schema::{self, Schema},
+        scratch::{SUPERUSER, ScratchServer},
+        session::execute,
+        sha256_hex,
+        tools::Tools,
+    },
+};
+
+pub const REFERENCE: &str = "reference.json";
+/// Role and database that the candidate gets in the ephemeral server.
+const NAME: &str = "memoria";
+/// Beyond the runner's own limit, for its start and end.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// `reference.json`; `docs/formats.md` shows one. Fields are only ever added, each with a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reference {
+    /// Version of this form: 1.
+    pub v: i32,
+    /// The pre-flight run.
+    pub attempt: String,
+    pub made_at: jiff::Timestamp,
+    /// `postgresql 15`, or `none`.
+    pub built_on: String,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Schema>,
+}
+
+impl Reference {
+    /// Reads the reference; one that is missing or unreadable is an error.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(REFERENCE);
+        let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
+        let damaged =
+            |what: String| Error::Damaged { directory: directory.to_owned(), what: format!("{REFERENCE}: {what}") };
+        let reference: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        match (&reference.schema, &reference.why) {
+            _ if reference.v != 1 => Err(damaged(format!("version {}, this operator reads 1", reference.v))),
+            (None, None) => Err(damaged("neither a schema nor why there is none".to_owned())),
+            _ => Ok(reference),
+        }
+    }
+}
+
+pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Receiver<bool>) -> Result<JobReport> {
+    let shared = Shared::new(&context.places.shared);
+    if let Some(report) = shared.verdict()? {
+        return Ok(report);
+    }
+    let directory = context.below_storage(&order.directory)?;
+    fs::create_dir_all(&directory).map_err(Error::io("making", &directory))?;
+    let free_bytes = free_bytes(&directory)?;
+    if free_bytes < order.needed_bytes {
+        return Ok(too_small(order, free_bytes));
+    }
+    // A run whose Job is repeated keeps the reference it has.
+    if directory.join(REFERENCE).exists() {
+        return answer(&directory, &Reference::read(&directory)?, free_bytes);
+    }
+    if shared.go()?.is_some_and(|go| go.proceed) {
+        let message = "the ephemeral server was lost while init-db ran on it; it is tried again in another pod";
+        return Ok(report::refused(Category::Transient, "Interrupted", message));
+    }
+    let tools = Tools::newest().await?;
+    let place = context.places.scratch.join("reference");
+    let server = ScratchServer::start(&tools, &place, &shared.path("pg"), true).await?;
+    let built = build(&server, &tools, order, &shared, &mut stop).await;
+    server.stop().await;
+    let Some((schema, why)) = built? else { return Ok(report::interrupted()) };
+    let reference = Reference {
+        v: 1,
+        attempt: order.attempt.clone(),
+        made_at: jiff::Timestamp::now(),
+        built_on: if schema.is_some() { format!("postgresql {}", tools.major) } else { "none".to_owned() },
+        why,
+        schema,
+    };
+    let mut bytes = serde_json::to_vec_pretty(&reference).map_err(|error| Error::Order { what: error.to_string() })?;
+    bytes.push(b'\n');
+    manifest::write_once(&directory, REFERENCE, &bytes)?;
+    answer(&directory, &reference, free_bytes)
+}
+
+type Built = (Option<Schema>, Option<String>);
+
+/// Lets `init-db` run and reads what it made; `None` when the pod is ended meanwhile.
+async fn build(
+    server: &ScratchServer,
+    tools: &Tools,
+    order: &ReferenceOrder,
+    shared: &Shared,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Option<Built>> {
+    let mut admin = server.session(SUPERUSER, "postgres").await?;
+    // A plain owner, as in production: what needs more than that fails here first.
+    execute(&mut admin, "making a role for init-db", format!("CREATE ROLE {NAME} LOGIN")).await?;
+    execute(&mut admin, "making a database for init-db", format!("CREATE DATABASE {NAME} OWNER {NAME}")).await?;
+    let _ = admin.close().await;
+    shared.proceed(Some(format!("postgresql://{NAME}@127.0.0.1:{}/{NAME}", server.port)))?;
+    info!(major = tools.major, "an empty server waits for init-db");
+    let result = match shared.wait(Duration::from_secs(order.limit_seconds) + GRACE, stop).await? {
+        Waited::Stopped => return Ok(None),
+        Waited::TimeUp => {
+            return Ok(Some((None, Some(format!("init-db did not end within {} s", order.limit_seconds)))));
+        }
+        Waited::Result(result) => result,
+    };
+    if let Some(why) = failure(&result) {
+        return Ok(Some((None, Some(why))));
+    }
+    let mut session = server.session(SUPERUSER, NAME).await?;
+    let mut schema = schema::read(&mut session).await?;
+    let _ = session.close().await;
+    if schema.relations.is_empty() {
+        let why = "init-db ended with exit code 0 and made no table; it may not read the URL that it is given";
+        return Ok(Some((None, Some(why.to_owned()))));
+    }
+    // Owners and grants of a scratch server say nothing about production.
+    schema.access = schema::Access::default();
+    Ok(Some((Some(schema), None)))
+}
+
+fn failure(result: &RunnerResult) -> Option<String> {
+    match result.commands.last() {
+        None => Some("init-db was not run".to_owned()),
+        Some(command) if !command.exited_well() => Some(how_it_ended(command)),
+        Some(_) => None,
+    }
+}
+
+/// A failed command in words: its name, how it ended, and the last line of its redacted output.
+pub fn how_it_ended(command: &CommandResult) -> String {
+    let how = match command {
+        CommandResult { timed_out: true, .. } => "did not end in time".to_owned(),
+        CommandResult { exit_code: Some(code), .. } => format!("ended with exit code {code}"),
+        CommandResult { signal: Some(signal), .. } => format!("was ended by signal {signal}"),
+        _ => "did not start".to_owned(),
+    };
+    let mut last =
+        command.tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+    report::cut(&mut last, 300);
+    if last.is_empty() { format!("{} {how}", command.name) } else { format!("{} {how}: {last}", command.name) }
+}
+
+fn answer(directory: &Path, reference: &Reference, free_bytes: i64) -> Result<JobReport> {
+    let path = directory.join(REFERENCE);
+    let schema_sha256 = sha256_hex(fs::read(&path).map_err(Error::io("reading", &path))?);
+    let built_on = reference.built_on.clone();
+    let (message, facts) = match (&reference.schema, &reference.why) {
+        (Some(schema), _) => {
+            let tables = i32::try_from(schema.tables().count()).unwrap_or(i32::MAX);
+            let message = format!("the candidate's init-db built {tables} tables on an empty server of {built_on}");
+            (message, ReferenceFacts { built_on, schema_sha256, tables, free_bytes })
+        }
+        (None, why) => {
+            let why = why.as_deref().unwrap_or("the reason was not recorded");
+            let message = format!("no reference schema, so the schema after the migration cannot be judged: {why}");
+            (message, ReferenceFacts { built_on, schema_sha256: String::new(), tables: 0, free_bytes })
+        }
+    };
+    Ok(report::done(message, Facts::Reference(facts)))
+}
+
+fn free_bytes(directory: &Path) -> Result<i64> {
+    let found = rustix::fs::statvfs(directory).map_err(|error| Error::io("measuring", directory)(error.into()))?;
+    Ok(i64::try_from(found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or(i64::MAX))
+}
+
+fn too_small(order: &ReferenceOrder, free_bytes: i64) -> JobReport {
+    let message = format!(
+        "the snapshot storage has {free_bytes} bytes free, {} are needed; enlarge the claim, remove old snapshots, or lower spec.snapshot.capacityFactor",
+        order.needed_bytes
+    );
+    let facts = ReferenceFacts { built_on: "none".to_owned(), schema_sha256: String::new(), tables: 0, free_bytes };
+    JobReport {
+        facts: Some(Facts::Reference(facts)),
+        ..report::refused(Category::Environment, "StorageTooSmall", message)
+    }
+}

@@ -1,0 +1,171 @@
+//! A snapshot's manifest: names every file with its hash, and what the database was at the read point. Written last, once,
+//! whole; `docs/formats.md` shows one. What has no manifest is no snapshot.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::api::upgrade::DatabaseIdentity;
+
+use super::{
+    digest::{DataDigest, SequencePosition, TableDigest},
+    error::{Error, Result},
+    hex,
+    schema::Schema,
+    sha256_hex,
+};
+
+pub const MANIFEST: &str = "manifest.json";
+pub const DUMP: &str = "database.dump";
+pub const SCHEMA: &str = "schema.json";
+
+/// Fields are only ever added, each with a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Version of this form: 1.
+    pub v: i32,
+    pub kind: String,
+    pub release: String,
+    pub release_uid: String,
+    pub attempt: String,
+    /// The version of Memoria that wrote the data.
+    pub from_version: String,
+    pub operator_version: String,
+    pub identity: DatabaseIdentity,
+    pub server_version: String,
+    pub tool_version: String,
+    /// The settings that every digest depends on.
+    pub session_settings: BTreeMap<String, String>,
+    pub started_at: jiff::Timestamp,
+    /// When the read point was: every table locked, the snapshot exported.
+    pub read_at: jiff::Timestamp,
+    pub finished_at: jiff::Timestamp,
+    pub schema_fingerprint: String,
+    pub access_fingerprint: String,
+    pub tables: BTreeMap<String, TableDigest>,
+    pub sequences: BTreeMap<String, SequencePosition>,
+    pub data_digest: String,
+    /// True when a restore into an empty server of the same major gave the same schema, grants and digests.
+    pub restored_in_scratch: bool,
+    pub files: BTreeMap<String, StoredFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredFile {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// A manifest as it lies in storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub manifest: Manifest,
+    pub sha256: String,
+}
+
+impl Manifest {
+    pub fn data(&self) -> DataDigest {
+        DataDigest { tables: self.tables.clone(), sequences: self.sequences.clone() }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
+    }
+}
+
+/// Writes the manifest; one that is there already stays, and that is an error. Gives its hash.
+pub fn write(directory: &Path, manifest: &Manifest) -> Result<String> {
+    let mut bytes = serde_json::to_vec_pretty(manifest).map_err(|error| Error::Order { what: error.to_string() })?;
+    bytes.push(b'\n');
+    write_once(directory, MANIFEST, &bytes)?;
+    Ok(sha256_hex(bytes))
+}
+
+/// Writes a file whole or not at all, forced to disk, and never over another.
+pub fn write_once(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let (path, temporary) = (directory.join(name), directory.join(format!("{name}.tmp")));
+    let _ = fs::remove_file(&temporary);
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o660).open(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.map_err(Error::io("writing", &temporary))?;
+    // A link never replaces. Where a volume has no links: one Job at a time writes here, so looking first is enough.
+    let linked = match fs::hard_link(&temporary, &path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => match path.try_exists() {
+            Ok(false) => fs::rename(&temporary, &path),
+            _ => Err(io::ErrorKind::AlreadyExists.into()),
+        },
+        other => other.and_then(|()| fs::remove_file(&temporary)),
+    };
+    linked.map_err(Error::io("keeping", &path))?;
+    sync_directory(directory)
+}
+
+pub fn sync_directory(directory: &Path) -> Result<()> {
+    File::open(directory).and_then(|open| open.sync_all()).map_err(Error::io("syncing", directory))
+}
+
+/// Reads the manifest; `None` when there is none.
+pub fn read(directory: &Path) -> Result<Option<Stored>> {
+    let path = directory.join(MANIFEST);
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(Error::io("reading", &path))?,
+    };
+    let damaged = |what: String| Error::Damaged { directory: directory.to_owned(), what };
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
+    if manifest.v != 1 {
+        return Err(damaged(format!("{MANIFEST} has version {}, this operator reads 1", manifest.v)));
+    }
+    Ok(Some(Stored { manifest, sha256: sha256_hex(bytes) }))
+}
+
+/// Reads every file back and compares size and hash with the manifest's.
+pub fn verify_files(directory: &Path, manifest: &Manifest) -> Result<()> {
+    for (name, expected) in &manifest.files {
+        let path = directory.join(name);
+        let found = hash_file(&path).map_err(Error::io("reading back", &path))?;
+        if found != *expected {
+            let what = format!("{name} has {} bytes or another hash, written were {}", found.bytes, expected.bytes);
+            return Err(Error::Damaged { directory: directory.to_owned(), what });
+        }
+    }
+    Ok(())
+}
+
+/// The schema that lies beside the manifest; the hash in the manifest counts.
+pub fn read_schema(directory: &Path, manifest: &Manifest) -> Result<Schema> {
+    let path = directory.join(SCHEMA);
+    let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
+    let damaged = |what: &str| Error::Damaged { directory: directory.to_owned(), what: format!("{SCHEMA}: {what}") };
+    if manifest.files.get(SCHEMA).is_none_or(|file| file.sha256 != sha256_hex(&bytes)) {
+        return Err(damaged("another hash than the manifest's"));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| damaged(&error.to_string()))
+}
+
+/// Size and SHA-256 of a file, in constant memory. What the page cache holds of it is dropped first, where that is
+/// allowed, so that the disk is asked.
+pub fn hash_file(path: &Path) -> io::Result<StoredFile> {
+    let mut file = File::open(path)?;
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0u64, vec![0u8; 256 * 1024]);
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(StoredFile { bytes, sha256: hex(&hash.finalize()) });
+        }
+        hash.update(buffer.get(..read).unwrap_or_default());
+        bytes += read as u64;
+    }
+}

@@ -1,0 +1,137 @@
+//! The snapshot Job: what it stores is the database, whole, or it is no snapshot.
+
+use std::{fs, process::Command, time::Duration};
+
+use memoria_operator::{
+    api::upgrade::Category,
+    job::protocol::{Facts, JobInput, JobOrder, SnapshotFacts},
+    snapshot::manifest::Manifest,
+};
+
+use crate::{
+    cluster::{Cluster, MEMORIA, bin, run},
+    site::{DIRECTORY, Site, holds_no_password, snapshot_order},
+};
+
+fn facts(answer: &crate::site::Answer) -> SnapshotFacts {
+    match &answer.report.facts {
+        Some(Facts::Snapshot(facts)) => facts.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_is_stored_read_back_and_restored_with_the_same_digests() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    // What a plain `--no-owner --no-privileges` restore would lose unseen.
+    cluster
+        .app(
+            "GRANT SELECT ON agents TO visitor; GRANT UPDATE (name) ON teams TO visitor; ALTER TABLE teams ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY mine ON teams FOR SELECT TO visitor USING (lead = current_user); CREATE PUBLICATION p FOR TABLE agents;
+             CREATE SCHEMA extra; CREATE TABLE extra.t (a int[], j jsonb, r int4range); INSERT INTO extra.t VALUES ('{1,NULL}', '{\"b\":1}', '[1,5)')",
+        )
+        .await;
+    let order = JobOrder::Snapshot(snapshot_order(&cluster).await);
+    let answer = site.run(&order, &cluster).await;
+    answer.is(true, "Done", None);
+    let found = facts(&answer);
+    assert_eq!((found.tables, found.rows, found.restored_in_scratch), (6, 559, true));
+
+    let directory = site.storage.join(DIRECTORY);
+    let manifest: Manifest = serde_json::from_slice(&fs::read(directory.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest.tables["public.long_term_memory"].rows, 200);
+    assert_eq!(manifest.sequences["public.memory_access_events_id_seq"].last_value, 300);
+    assert_eq!(manifest.data_digest, found.data_digest);
+    assert!(manifest.access_fingerprint.len() == 64 && manifest.session_settings["timezone"] == "UTC");
+    // By hand: the dump is one that pg_restore reads, and its bytes are what the manifest says.
+    let listed =
+        Command::new(bin().join("pg_restore")).arg("--list").arg(directory.join("database.dump")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).matches(" TABLE DATA ").count(), 6);
+    let hashed = Command::new("sha256sum").arg(directory.join("database.dump")).output().unwrap();
+    assert!(String::from_utf8_lossy(&hashed.stdout).starts_with(&manifest.files["database.dump"].sha256));
+    holds_no_password(&site.storage);
+    // Nothing of it stays in the database.
+    let left: (i64,) = sqlx::query_as("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'mop-%'")
+        .fetch_one(&mut cluster.admin().await)
+        .await
+        .unwrap();
+    assert_eq!(left.0, 0);
+}
+
+#[tokio::test]
+async fn a_repeated_snapshot_is_checked_again_and_never_overwritten() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    let mut order = snapshot_order(&cluster).await;
+    let first = site.run(&JobOrder::Snapshot(order.clone()), &cluster).await;
+    first.is(true, "Done", None);
+    cluster.app("DELETE FROM teams WHERE team_id = 't5'").await;
+    let second = site.run(&JobOrder::Snapshot(order.clone()), &cluster).await;
+    assert_eq!(facts(&first), facts(&second));
+
+    order.database.attempt = "prod-2".to_owned();
+    let other = site.run(&JobOrder::Snapshot(order.clone()), &cluster).await;
+    other.is(false, "SnapshotOccupied", Some(Category::Conflict));
+
+    order.database.attempt = "prod-1".to_owned();
+    let dump = site.storage.join(DIRECTORY).join("database.dump");
+    let mut bytes = fs::read(&dump).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&dump, bytes).unwrap();
+    let damaged = site.run(&JobOrder::Snapshot(order), &cluster).await;
+    damaged.is(false, "SnapshotDamaged", Some(Category::Environment));
+}
+
+#[tokio::test]
+async fn a_snapshot_killed_in_the_middle_is_made_anew() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    cluster.app("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 40) AS t FROM generate_series(1, 40000) i").await;
+    let order = JobOrder::Snapshot(snapshot_order(&cluster).await);
+    let directory = site.storage.join(DIRECTORY);
+    let mut running = site.spawn(&order, &JobInput::default(), &cluster.url_text());
+    while fs::metadata(directory.join("database.dump")).map_or(0, |file| file.len()) < 4096 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    running.kill();
+    assert!(!directory.join("manifest.json").exists());
+    // A kill leaves the passfile behind in the pod's own scratch; the pod goes, and with it the scratch.
+    let again = site.other_pod();
+    let answer = again.run(&order, &cluster).await;
+    answer.is(true, "Done", None);
+    assert_eq!(facts(&answer).rows, 40_558);
+}
+
+#[tokio::test]
+async fn another_database_is_refused_before_anything_is_read() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    let mut order = snapshot_order(&cluster).await;
+    order.database.identity.as_mut().unwrap().oid += 1;
+    let answer = site.run(&JobOrder::Snapshot(order), &cluster).await;
+    answer.is(false, "WrongDatabase", Some(Category::Environment));
+    assert!(!site.storage.join(DIRECTORY).join("database.dump").exists());
+}
+
+#[tokio::test]
+async fn prepared_transactions_keep_a_snapshot_from_being_taken() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    cluster.app("BEGIN; DELETE FROM teams WHERE team_id = 't5'; PREPARE TRANSACTION 'hidden'").await;
+    let answer = site.run(&JobOrder::Snapshot(snapshot_order(&cluster).await), &cluster).await;
+    answer.is(false, "PreparedTransactions", Some(Category::Environment));
+    assert!(answer.report.message.contains("hidden"));
+}
+
+#[tokio::test]
+async fn a_writer_that_holds_a_table_is_named() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    cluster.app("GRANT ALL ON agents TO visitor").await;
+    let mut visitor = cluster.session("visitor", "memoria").await;
+    run(&mut visitor, "BEGIN; UPDATE agents SET name = 'late' WHERE agent_id = 'a1'").await;
+    let answer = site.run(&JobOrder::Snapshot(snapshot_order(&cluster).await), &cluster).await;
+    answer.is(false, "Locked", Some(Category::Conflict));
+    assert!(answer.report.message.contains("visitor@test"), "{}", answer.report.message);
+}
