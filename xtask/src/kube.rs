@@ -1,7 +1,6 @@
 //! What chores ask of a cluster, by way of its `kubectl`.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -108,15 +107,4 @@ impl Kube {
         }
         self.run(&["delete", "namespace", namespace, "--timeout=180s"]).map(drop)
     }
-}
-
-/// Prints to standard error without minding when nobody reads it.
-pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// Starts it in the background without input.
-pub fn background(command: &mut Command) -> Result<std::process::Child> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {name}"))
 }

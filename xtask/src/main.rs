@@ -1,12 +1,12 @@
 //! The project's chores: `cargo xtask --help`.
 
-#[allow(dead_code, reason = "the demo uses all of it")]
 mod clock;
 mod cluster;
+mod demo;
 mod images;
-#[allow(dead_code, reason = "the demo uses all of it")]
 mod kube;
 mod memoria;
+mod operator;
 mod place;
 mod test;
 
@@ -25,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Upgrade a Memoria with data, live, and prove that nothing was lost
+    Demo(demo::Args),
     /// Manage the local two-node Kubernetes that the demo and the tests run on
     Cluster(cluster::Args),
     /// Build the images and push them to the test cluster's registry
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Demo(args) => demo::run(args),
         Command::Cluster(args) => cluster::run(args),
         Command::Images(args) => images::run(args),
         Command::Memoria(args) => memoria::run(args),

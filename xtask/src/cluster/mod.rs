@@ -145,7 +145,6 @@ pub fn ensure_up() -> Result<()> {
 }
 
 /// Where the cluster keeps its data.
-#[allow(dead_code, reason = "part of what other chores use")]
 pub fn state_dir() -> Result<PathBuf> {
     Ok(Layout::local()?.state)
 }
@@ -195,6 +194,15 @@ fn environment(layout: &Layout) -> Vec<(&'static str, String)> {
     vec![("KUBECONFIG", kubeconfig), ("NO_PROXY", own.join(",")), ("no_proxy", own.join(","))]
 }
 
+/// What makes a program's kubectl, helm and Kubernetes client use the cluster.
+pub fn client_environment() -> Result<Vec<(&'static str, String)>> {
+    let layout = Layout::local()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut variables = environment(&layout);
+    variables.push(("PATH", format!("{}:{path}", layout.programs().display())));
+    Ok(variables)
+}
+
 /// Becomes the program, so that exit code, signals and terminal are its own.
 fn replace(name: &str, args: &[OsString]) -> Result<()> {
     Err(program(name)?.args(args).exec()).with_context(|| format!("cannot start {name}"))
@@ -212,7 +220,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn shell_quoted(text: &str) -> String {
+/// As one word of a shell's command line.
+pub fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

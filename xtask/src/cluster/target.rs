@@ -24,12 +24,20 @@ impl Target {
 
     /// A `kubectl` that talks to this cluster.
     pub fn kubectl(self) -> Result<Command> {
+        self.program("kubectl")
+    }
+
+    /// A `helm` that talks to this cluster.
+    pub fn helm(self) -> Result<Command> {
+        self.program("helm")
+    }
+
+    fn program(self, name: &str) -> Result<Command> {
         match self {
-            Self::Local => super::kubectl(),
+            Self::Local => super::program(name),
             Self::CurrentContext => {
-                let built = || super::bin_dir().map(|dir| dir.join("kubectl"));
-                let kubectl = command::find("kubectl").map_or_else(built, Ok)?;
-                Ok(Command::new(kubectl))
+                let built = || super::bin_dir().map(|dir| dir.join(name));
+                command::find(name).map_or_else(built, Ok).map(Command::new)
             }
         }
     }

@@ -2,14 +2,19 @@
 
 use anyhow::Result;
 
-use super::{Done, Part, cargo, succeed};
+use super::{Done, Part, cargo, quick, succeed};
 use crate::cluster;
 
 /// Where the tests look for the programs.
 const PROGRAMS_ENV: &str = "MEMORIA_TEST_KUBE_BIN";
+/// The feature that tests of this tier require.
+const FEATURE: &str = "apiserver-tests";
 
 pub fn parts() -> Vec<Part> {
-    vec![Part { name: "Kubernetes' programs", run: programs }, Part { name: "kinds on an API server", run: kinds }]
+    vec![
+        Part { name: "Kubernetes' programs", run: programs },
+        Part { name: "kinds, chart, effects on an API server", run: tests },
+    ]
 }
 
 /// Built once per machine; the first time takes minutes.
@@ -17,8 +22,11 @@ fn programs() -> Result<Done> {
     cluster::bin_dir().map(|_| Done::Passed)
 }
 
-fn kinds() -> Result<Done> {
-    let mut test =
-        cargo(&["test", "--locked", "--all-features", "--package", "memoria-operator", "--test", "apiserver"])?;
+/// Every integration test that asks for an API server.
+fn tests() -> Result<Done> {
+    let mut test = cargo(&["test", "--locked", "--all-features", "--package", "memoria-operator"])?;
+    for name in quick::integration_tests(Some(FEATURE))? {
+        test.arg("--test").arg(name);
+    }
     succeed(test.env(PROGRAMS_ENV, cluster::bin_dir()?))
 }

@@ -1,7 +1,8 @@
-//! `cargo xtask test`: what CI runs, in tiers. A tier runs to its end, so that one run shows all of its failures; the
-//! next, dearer one starts only when it passed.
+//! `cargo xtask test`: what CI runs, in tiers. The quick tier runs to its end, so that one run shows all of its failures;
+//! in the dearer ones a part needs those before it. A tier starts only when the ones before it passed.
 
 mod apiserver;
+mod cluster_core;
 mod quick;
 mod tags;
 
@@ -26,22 +27,30 @@ pub enum Tier {
     Quick,
     /// The kinds on a real API server, without nodes
     Apiserver,
+    /// Upgrades of real Memorias on a real cluster
+    Cluster,
 }
 
 impl Tier {
-    const ALL: [Self; 2] = [Self::Quick, Self::Apiserver];
+    const ALL: [Self; 3] = [Self::Quick, Self::Apiserver, Self::Cluster];
 
     fn name(self) -> &'static str {
         match self {
             Self::Quick => "quick",
             Self::Apiserver => "apiserver",
+            Self::Cluster => "cluster",
         }
+    }
+
+    fn stops_at_a_failure(self) -> bool {
+        self != Self::Quick
     }
 
     fn parts(self) -> Vec<Part> {
         match self {
             Self::Quick => quick::parts(),
             Self::Apiserver => apiserver::parts(),
+            Self::Cluster => cluster_core::parts(),
         }
     }
 }
@@ -85,7 +94,11 @@ pub fn run(args: Args) -> Result<()> {
                 Ok(Done::Left(why)) => println!("    left out: {why}"),
                 Err(error) => println!("    FAILED after {}: {error:#}", shown(took)),
             }
+            let failed = result.is_err();
             lines.push(Line { tier, name: part.name, took, result });
+            if failed && tier.stops_at_a_failure() {
+                break;
+            }
         }
     }
     summary(&lines, begin.elapsed())

@@ -38,7 +38,7 @@ fn documentation() -> Result<Done> {
     succeed(doc.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// The committed CRDs are what the types say.
+/// The committed CRDs and the chart's are what the types say.
 fn crds() -> Result<Done> {
     let directory = place::target()?.join("generated-crds");
     let _ = fs::remove_dir_all(&directory);
@@ -56,6 +56,8 @@ fn crds() -> Result<Done> {
     succeed(generate.arg(&directory))?;
     same_files(&place::root()?.join("crds"), &directory)
         .context("run `cargo run -- crds --out crds` and read the difference")?;
+    same_files(&place::root()?.join("charts/memoria-operator/files/crds"), &directory)
+        .context("run `cargo run -- crds --out charts/memoria-operator/files/crds` and read the difference")?;
     Ok(Done::Passed)
 }
 
@@ -79,23 +81,24 @@ fn unit_tests() -> Result<Done> {
     postgresql()?;
     // All features everywhere, although these tests need none: one compilation then serves every tier.
     let mut test = cargo(&["test", "--locked", "--workspace", "--all-features", "--lib", "--bins"])?;
-    for name in integration_tests()? {
+    for name in integration_tests(None)? {
         test.arg("--test").arg(name);
     }
     succeed(&mut test)
 }
 
-/// The integration tests that need neither an API server nor a cluster: those without required features.
-fn integration_tests() -> Result<Vec<String>> {
+/// The integration tests that require this feature; `None`: those that require none.
+pub fn integration_tests(feature: Option<&str>) -> Result<Vec<String>> {
     let output =
         cargo(&["metadata", "--locked", "--no-deps", "--format-version=1"])?.output().context("cannot start cargo")?;
     let metadata: Value = serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata printed")?;
-    let targets =
-        metadata["packages"].as_array().into_iter().flatten().filter_map(|package| package["targets"].as_array());
-    let tests = targets.flatten().filter(|target| target["kind"][0] == "test" && target["required-features"].is_null());
-    let names: Vec<_> = tests.filter_map(|test| test["name"].as_str().map(str::to_owned)).collect();
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let tests =
+        packages.filter_map(|package| package["targets"].as_array()).flatten().filter(|t| t["kind"][0] == "test");
+    let wanted = tests.filter(|test| test["required-features"][0].as_str() == feature);
+    let names: Vec<_> = wanted.filter_map(|test| test["name"].as_str().map(str::to_owned)).collect();
     if names.is_empty() {
-        bail!("cargo metadata names no integration test");
+        bail!("cargo metadata names no integration test that requires {feature:?}");
     }
     Ok(names)
 }

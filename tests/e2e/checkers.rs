@@ -1,0 +1,84 @@
+//! The independent checkers of `tests/checkers` decide what became of data, workloads and secrets.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::{environment, site::Site};
+
+/// What a site was like at one moment.
+pub struct Captured {
+    data: PathBuf,
+    workloads: PathBuf,
+    // Removed with the value.
+    _directory: tempfile::TempDir,
+}
+
+impl Captured {
+    /// Reads every row and every workload.
+    pub async fn now(site: &Site) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let (data, workloads) = (directory.path().join("data.capture"), directory.path().join("workloads.json"));
+        let mut capture = checker("capture.py");
+        capture.args(["--psql", &psql(site), "--out"]).arg(&data);
+        environment::run(&mut capture, None).await?;
+        let mut capture = checker("workloads.py");
+        capture.args(["capture", "--kubectl", "kubectl", "--namespace", &site.namespace, "--out"]).arg(&workloads);
+        environment::run(&mut capture, None).await?;
+        Ok(Self { data, workloads, _directory: directory })
+    }
+
+    /// Every row, sequence and grant is what an upgrade from one version to the other makes of what was `before`; where the
+    /// versions are the same, only what a starting server does has changed. The next insert works in every table.
+    pub async fn is_what_an_upgrade_makes_of(&self, before: &Self, site: &Site, from: &str, to: &str) -> Result<()> {
+        let mut question = checker("data_expected.py");
+        question.arg(&before.data).arg(&self.data).args(["--from", from, "--to", to]);
+        question.args(["--probe-insert", "--psql", &psql(site)]);
+        yes(&mut question).await.context("the data is not as expected").map(drop)
+    }
+
+    /// Not one bit of the data differs.
+    pub async fn has_the_data_of(&self, before: &Self) -> Result<()> {
+        let mut question = checker("identical.py");
+        yes(question.arg(&before.data).arg(&self.data)).await.context("the data differs").map(drop)
+    }
+
+    /// Replicas, flags and readiness as before, and images too but for these (`workload/container=image`).
+    pub async fn has_the_workloads_of(&self, before: &Self, images: &[String]) -> Result<()> {
+        let mut question = checker("workloads.py");
+        question.arg("check").arg(&before.workloads).arg(&self.workloads);
+        for image in images {
+            question.arg("--image").arg(image);
+        }
+        yes(&mut question).await.context("the workloads are not as expected").map(drop)
+    }
+}
+
+/// No secret of the site stands in an object, event, log or termination message.
+pub async fn no_secret_leaked(site: &Site) -> Result<()> {
+    let mut question = checker("secrets_leaked.py");
+    question.args(["--kubectl", "kubectl", "--secrets-of", &site.namespace, "--namespace", &site.namespace]);
+    yes(question.args(["--namespace", environment::OPERATOR])).await.context("a secret leaked").map(drop)
+}
+
+fn checker(program: &str) -> Command {
+    let mut python = Command::new("python3");
+    python.arg("-B").arg(environment::root().join("tests/checkers").join(program));
+    python
+}
+
+/// A psql in the database's own pod: its socket needs no password.
+fn psql(site: &Site) -> String {
+    format!("kubectl -n {} exec -i memoria-postgres-0 -- psql -h /tmp -U memoria memoria", site.namespace)
+}
+
+/// The checker's answer, which must be yes.
+async fn yes(question: &mut Command) -> Result<Value> {
+    let output = question.output().await.context("cannot start python3")?;
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(0), "{answer}\n{said}");
+    serde_json::from_str(&answer).context("a checker's answer")
+}

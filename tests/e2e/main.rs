@@ -1,0 +1,18 @@
+//! The operator on a real cluster, with real Memorias. `cargo xtask test --tier cluster` starts the cluster, installs the
+//! operator by its chart, and runs these tests, three namespaces at a time.
+
+mod audit;
+mod checkers;
+mod conditions;
+mod dump;
+mod environment;
+mod failures;
+mod good;
+mod killed;
+mod silence;
+mod site;
+mod untouched;
+mod wrong;
+
+/// Tests end with what went wrong and why.
+type Outcome = anyhow::Result<()>;

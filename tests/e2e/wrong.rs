@@ -1,0 +1,138 @@
+//! Releases that cannot be carried out: refused with what is wrong and what to do, and Memoria is left alone.
+
+use anyhow::{Context, ensure};
+use kube::{Api, api::DeleteParams};
+use memoria_operator::api::{
+    GoDuration, MemoriaRelease,
+    release::{MigrationMode, Target, WorkloadKind, WorkloadRef},
+};
+
+use crate::{
+    Outcome,
+    checkers::Captured,
+    failures::untouched,
+    site::{Options, RELEASE, Site, TO, UPGRADED, standing, with_site},
+};
+
+/// What is wrong with a release, the reason that it must get, and words of the message.
+struct Wrong {
+    what: &'static str,
+    change: fn(&mut MemoriaRelease),
+    reason: &'static str,
+    words: &'static [&'static str],
+}
+
+const WRONG: &[Wrong] = &[
+    Wrong {
+        what: "an older version",
+        change: |release| release.spec.version = "0.8.0".into(),
+        reason: "DowngradeUnsupported",
+        words: &["0.8.0", "0.9.0"],
+    },
+    Wrong {
+        what: "a workload that is not there",
+        change: |release| release.spec.targets[0].workload_ref.name = "memoria-servre".into(),
+        reason: "InvalidSpec",
+        words: &["memoria-servre"],
+    },
+    Wrong {
+        what: "a container that is not there",
+        change: |release| release.spec.targets[0].container = Some("sidecar".into()),
+        reason: "InvalidSpec",
+        words: &["sidecar", "server"],
+    },
+    Wrong {
+        what: "a worker that is not there",
+        change: |release| {
+            release.spec.ingestion.workers.push(WorkloadRef { kind: WorkloadKind::StatefulSet, name: "ingest".into() })
+        },
+        reason: "InvalidSpec",
+        words: &["ingest"],
+    },
+    Wrong {
+        what: "an image that does not exist",
+        change: |release| release.spec.version = "9.9.9".into(),
+        reason: "PreFlightFailed",
+        words: &["9.9.9"],
+    },
+    Wrong {
+        what: "a migration that the version does not have",
+        change: |release| {
+            release.spec.migrations.mode = MigrationMode::Named;
+            release.spec.migrations.names = vec!["add_everything".into()];
+        },
+        reason: "PreFlightFailed",
+        words: &["add_everything"],
+    },
+    Wrong {
+        what: "a check that does not compile",
+        change: |release| release.spec.checks[0].pass_when = "body.depth <= ".into(),
+        reason: "PreFlightFailed",
+        words: &["passWhen", "queue-depth"],
+    },
+];
+
+#[tokio::test]
+async fn wrong_releases_are_refused_with_what_to_do() -> Outcome {
+    with_site("wrong", Options { rows: 300, ..Options::default() }, async |site| {
+        let before = Captured::now(site).await?;
+        for wrong in WRONG {
+            refuse(site, wrong).await.with_context(|| format!("with {}", wrong.what))?;
+        }
+        two_owners(site).await?;
+        untouched(site, &before).await
+    })
+    .await
+}
+
+async fn refuse(site: &Site, wrong: &Wrong) -> Outcome {
+    site.say(&format!("a release with {}", wrong.what));
+    let mut release = site.new_release()?;
+    release.spec.version = TO.to_owned();
+    release.spec.timeouts.pre_flight = GoDuration::from_mins(4);
+    (wrong.change)(&mut release);
+    site.create(&release).await?;
+    let release = site.until_settled(UPGRADED).await?;
+    let (phase, reason, message) = standing(&release);
+    ensure!(reason == wrong.reason, "{phase}/{reason}, not {}: {message}", wrong.reason);
+    for word in wrong.words {
+        ensure!(message.contains(word), "the message does not name {word:?}: {message}");
+    }
+    delete(site, RELEASE).await
+}
+
+/// A second release of the same workloads is refused while the first one lives.
+async fn two_owners(site: &Site) -> Outcome {
+    site.adopt().await?;
+    let mut second = site.new_release()?;
+    second.metadata.name = Some("second".into());
+    second.spec.targets =
+        second.spec.targets.into_iter().map(|target| Target { name: target.name, ..target }).collect();
+    site.create(&second).await?;
+    let api: Api<MemoriaRelease> = site.api();
+    for _ in 0..60 {
+        let (_, reason, message) = standing(&api.get("second").await?);
+        if reason == "TargetClaimed" {
+            ensure!(
+                message.contains(RELEASE) || message.contains("memoria-server"),
+                "whose it is is not said: {message}"
+            );
+            delete(site, "second").await?;
+            return delete(site, RELEASE).await;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    anyhow::bail!("a second owner is not refused: {:?}", standing(&api.get("second").await?))
+}
+
+async fn delete(site: &Site, name: &str) -> Outcome {
+    let api: Api<MemoriaRelease> = site.api();
+    api.delete(name, &DeleteParams::default()).await?;
+    for _ in 0..60 {
+        if api.get_opt(name).await?.is_none() {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    anyhow::bail!("the release {name} does not go; its finalizers: {:?}", api.get(name).await?.metadata.finalizers)
+}

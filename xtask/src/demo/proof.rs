@@ -1,0 +1,246 @@
+//! What decides whether the upgrade was good: the checkers of `tests/checkers`, which share no code with the operator.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::clock::Clock;
+use crate::cluster::{self, Target, command};
+use crate::kube::Kube;
+use crate::{operator, place};
+
+/// The watch of command lines ends by itself after this many seconds, should nobody end it.
+const WATCH_SECONDS: &str = "3600";
+/// The control groups of everything that runs on the local cluster's nodes.
+const NODES: &str = "/memoria-node-";
+
+/// What was captured before the upgrade, and what the checkers said after it.
+pub struct Proof {
+    kube: Kube,
+    namespace: String,
+    /// Where captures and answers are kept for whoever wants to look.
+    directory: PathBuf,
+    watch: Option<Child>,
+    data: Option<Answer>,
+    workloads: Option<Answer>,
+    secrets: Option<Answer>,
+}
+
+/// A checker's exit code and JSON.
+struct Answer {
+    code: i32,
+    json: Value,
+}
+
+impl Proof {
+    /// Captures data and workloads, and begins to watch the command lines of this machine's processes.
+    pub fn begin(kube: Kube, namespace: &str) -> Result<Self> {
+        let directory = place::cache()?.join("demo");
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory)?;
+        let mut proof = Self {
+            kube,
+            namespace: namespace.into(),
+            directory,
+            watch: None,
+            data: None,
+            workloads: None,
+            secrets: None,
+        };
+        proof.capture("before")?;
+        if kube.target == Target::Local {
+            let mut watch = proof.checker("secrets_leaked.py")?;
+            watch.args(["--secrets-of", namespace, "--watch-argv", WATCH_SECONDS, "--only-cgroup", NODES]);
+            for logs in pod_logs()? {
+                watch.arg("--watch-logs").arg(logs);
+            }
+            watch.arg("--out").arg(proof.file("watched.json"));
+            let log = fs::File::create(proof.file("watched.log"))?;
+            watch.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            proof.watch = Some(watch.spawn().context("cannot start python3")?);
+        }
+        Ok(proof)
+    }
+
+    /// Captures again and asks every checker.
+    pub fn finish(&mut self, clock: &Clock, from: &str, to: &str) -> Result<()> {
+        self.end_watch()?;
+        clock.say("  every row, sequence and grant");
+        self.capture("after")?;
+        let mut data = self.checker("data_expected.py")?;
+        data.arg(self.file("before.capture")).arg(self.file("after.capture")).args(["--from", from, "--to", to]);
+        data.args(["--probe-insert", "--psql", &self.psql()?]);
+        self.data = Some(self.ask("data", &mut data)?);
+        clock.say("  replicas, images, flags");
+        let mut workloads = self.checker("workloads.py")?;
+        workloads.arg("check").arg(self.file("before.json")).arg(self.file("after.json"));
+        for image in self.images_expected()? {
+            workloads.arg("--image").arg(image);
+        }
+        self.workloads = Some(self.ask("workloads", &mut workloads)?);
+        clock.say("  secrets in objects, events, logs, termination messages, stored files, command lines");
+        let mut secrets = self.checker("secrets_leaked.py")?;
+        secrets.args(["--secrets-of", &self.namespace, "--namespace", &self.namespace, "--namespace", operator::NAME]);
+        if self.kube.target == Target::Local {
+            secrets.args(["--argv", "--only-cgroup", NODES, "--watched"]).arg(self.file("watched.json"));
+            for volume in self.snapshot_volumes()? {
+                secrets.arg("--extra-dir").arg(volume);
+            }
+        }
+        self.secrets = Some(self.ask("secrets", &mut secrets)?);
+        println!("  what was captured and answered: {}", self.directory.display());
+        Ok(())
+    }
+
+    /// Everything that a checker did not find as expected.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (what, answer) in [("data", &self.data), ("workloads", &self.workloads), ("secrets", &self.secrets)] {
+            match answer {
+                Some(Answer { code: 0, .. }) => {}
+                Some(Answer { json, .. }) => problems.push(format!("{what}: {json}")),
+                None => problems.push(format!("{what}: not checked")),
+            }
+        }
+        problems
+    }
+
+    pub fn data_as_expected(&self) -> bool {
+        self.data.as_ref().is_some_and(|data| data.code == 0 && data.json["asExpected"] == true)
+    }
+
+    /// Pairs of place and secret; `null` when nothing could be searched.
+    pub fn secrets_leaked(&self) -> Value {
+        self.secrets.as_ref().map(|secrets| secrets.json["secretsLeaked"].clone()).unwrap_or_default()
+    }
+
+    fn capture(&self, name: &str) -> Result<()> {
+        let mut data = self.checker("capture.py")?;
+        data.args(["--psql", &self.psql()?, "--out"]).arg(self.file(&format!("{name}.capture")));
+        command::run(&mut data)?;
+        let mut workloads = self.checker("workloads.py")?;
+        workloads.args(["capture", "--kubectl", &self.kubectl()?, "--namespace", &self.namespace, "--out"]);
+        command::run(workloads.arg(self.file(&format!("{name}.json")))).map(drop)
+    }
+
+    /// Runs a checker and keeps its answer; exit code 2 is an error, because then the question was not even asked.
+    fn ask(&self, name: &str, checker: &mut Command) -> Result<Answer> {
+        let output = checker.stdin(Stdio::null()).output().context("cannot start python3")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let (Some(code @ (0 | 1 | 3)), Ok(json)) =
+            (output.status.code(), serde_json::from_slice::<Value>(&output.stdout))
+        else {
+            bail!("the checker of {name} could not answer: {}", said.trim());
+        };
+        fs::write(self.file(&format!("{name}-answer.json")), &output.stdout)?;
+        println!("    {name}: {}", in_short(&json));
+        Ok(Answer { code, json })
+    }
+
+    /// `workload/container=image` of each target, by the digest in the plan.
+    fn images_expected(&self) -> Result<Vec<String>> {
+        let attempts = self.kube.list(&self.namespace, "memoriaupgrades")?;
+        let attempt = attempts.last().context("there was no attempt")?;
+        let targets = attempt["spec"]["targets"].as_array().context("the plan has no targets")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(targets
+            .iter()
+            .map(|t| format!("{}/{}={}", text(&t["workload"]["name"]), text(&t["container"]), text(&t["toImage"])))
+            .collect())
+    }
+
+    /// Where the snapshots lie on this machine's nodes.
+    fn snapshot_volumes(&self) -> Result<Vec<PathBuf>> {
+        let claims = self.kube.list(&self.namespace, "persistentvolumeclaims")?;
+        let names = claims.iter().filter(|c| c["metadata"]["name"].as_str().is_some_and(|n| n.ends_with("-snapshots")));
+        let volumes: Vec<_> =
+            names.filter_map(|claim| claim["spec"]["volumeName"].as_str()).map(str::to_owned).collect();
+        let mut paths = Vec::new();
+        for volume in volumes {
+            let Some(object) = self.kube.get("default", "persistentvolume", &volume)? else { continue };
+            let node =
+                object["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"][0]["values"][0]
+                    .as_str();
+            let path = object["spec"]["local"]["path"].as_str();
+            if let (Some(node), Some(path)) = (node, path) {
+                let name = Path::new(path).file_name().context("a volume has a path")?;
+                paths.push(cluster::state_dir()?.join("nodes").join(node).join("volumes").join(name));
+            }
+        }
+        if paths.is_empty() {
+            bail!("no volume with snapshots was found");
+        }
+        Ok(paths)
+    }
+
+    fn end_watch(&mut self) -> Result<()> {
+        let Some(mut watch) = self.watch.take() else { return Ok(()) };
+        kill_process(Pid::from_child(&watch), Signal::TERM)?;
+        let status =
+            command::wait_for("the watch of command lines to end", Duration::from_secs(30), || Ok(watch.try_wait()?))?;
+        // 1: it found something, which the search after the upgrade takes up.
+        if !matches!(status.code(), Some(0 | 1 | 3)) {
+            let log = fs::read_to_string(self.file("watched.log")).unwrap_or_default();
+            bail!("the watch of command lines ended with {status}: {}", log.trim());
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// A checker that talks to the same cluster as `kubectl` does.
+    fn checker(&self, program: &str) -> Result<Command> {
+        let mut python = Command::new("python3");
+        python.arg("-B").arg(place::root()?.join("tests/checkers").join(program));
+        let kubectl = self.kube.kubectl(&[])?;
+        for (name, value) in kubectl.get_envs() {
+            python.env(name, value.unwrap_or_default());
+        }
+        if program == "secrets_leaked.py" {
+            python.args(["--kubectl", &self.kubectl()?]);
+        }
+        Ok(python)
+    }
+
+    fn kubectl(&self) -> Result<String> {
+        Ok(cluster::shell_quoted(&self.kube.kubectl(&[])?.get_program().to_string_lossy()))
+    }
+
+    /// A psql in the database's own pod: there the socket needs no password.
+    fn psql(&self) -> Result<String> {
+        let kubectl = self.kubectl()?;
+        Ok(format!("{kubectl} -n {} exec -i memoria-postgres-0 -- psql -h /tmp -U memoria memoria", self.namespace))
+    }
+}
+
+impl Drop for Proof {
+    fn drop(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            let _ = watch.kill();
+            let _ = watch.wait();
+        }
+    }
+}
+
+/// Where the nodes keep the logs of their pods; those of Jobs vanish with them.
+fn pod_logs() -> Result<Vec<PathBuf>> {
+    let nodes = cluster::state_dir()?.join("nodes");
+    let entries = fs::read_dir(&nodes).with_context(|| format!("cannot read {}", nodes.display()))?;
+    entries.map(|node| Ok(node?.path().join("log/pods"))).collect()
+}
+
+/// The answer without its long lists.
+fn in_short(json: &Value) -> String {
+    let text = json.to_string();
+    match text.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,63 @@
+//! The third tier: upgrades of real Memorias on the two-node cluster, the operator installed by its chart.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{Done, Part, cargo, succeed};
+use crate::cluster::{self, Target};
+use crate::kube::Kube;
+use crate::{images, operator};
+
+/// On the namespaces of these tests; the tests know it, too.
+const NAMESPACE_LABEL: &str = "memoria-operator-test";
+/// A killed operator cannot give its Lease back: its successor waits for this long instead of the default's half a minute.
+const SHORT_LEASE: [&str; 3] =
+    ["leaderElection.leaseDuration=15s", "leaderElection.renewDeadline=6s", "leaderElection.retryPeriod=2s"];
+/// Memorias that are upgraded at the same time.
+const AT_ONCE: &str = "--test-threads=3";
+
+pub fn parts() -> Vec<Part> {
+    vec![
+        Part { name: "the cluster", run: || Target::Local.ensure().map(|_| Done::Passed) },
+        Part { name: "the images", run: || images::ensure_available(Target::Local).map(|_| Done::Passed) },
+        Part { name: "leftovers of earlier runs", run: clean_up },
+        Part { name: "the operator, by its chart", run: install },
+        Part { name: "upgrades", run: || e2e(&[AT_ONCE, "--skip=silence::", "--skip=killed::"]) },
+        // All that the upgrades left behind is settled now.
+        Part { name: "silence of a settled operator", run: || e2e(&["silence::"]) },
+        Part { name: "an operator killed in every phase", run: || e2e(&["killed::"]) },
+        Part { name: "cleaning up", run: clean_up },
+    ]
+}
+
+fn install() -> Result<Done> {
+    // Built a part earlier, so this only reads their digests.
+    let digests = images::ensure_available(Target::Local)?;
+    operator::install(&Kube { target: Target::Local }, &digests, &SHORT_LEASE)?;
+    Ok(Done::Passed)
+}
+
+/// Runs the tests of `tests/e2e` that the arguments choose.
+fn e2e(arguments: &[&str]) -> Result<Done> {
+    let mut test =
+        cargo(&["test", "--locked", "--all-features", "--package", "memoria-operator", "--test", "e2e", "--"])?;
+    test.args(arguments).arg("--nocapture");
+    for (name, value) in cluster::client_environment()? {
+        test.env(name, value);
+    }
+    test.env("MEMORIA_TEST_XTASK", std::env::current_exe().context("cannot tell which program this is")?);
+    test.env("MEMORIA_TEST_IMAGES", images::index_file()?);
+    test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?);
+    succeed(&mut test)
+}
+
+/// Removes the namespaces of these tests and makes their volumes usable again.
+fn clean_up() -> Result<Done> {
+    let kube = Kube { target: Target::Local };
+    let printed = kube.run(&["get", "namespaces", "--selector", NAMESPACE_LABEL, "--output=name"])?;
+    for namespace in printed.lines().filter_map(|line| line.strip_prefix("namespace/")) {
+        kube.delete_namespace(namespace)?;
+    }
+    succeed(Command::new(std::env::current_exe()?).args(["cluster", "recycle"]))
+}
