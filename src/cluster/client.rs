@@ -43,3 +43,65 @@ pub async fn bounded<T>(
         Err(_) => Err(ClusterError::timeout(doing, object.to_string(), REQUEST_DEADLINE)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Api, Config};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::{bounded, from_config};
+    use crate::cluster::Kind;
+
+    /// An API server that is overloaded for good, or (without an answer) hangs. Counts what it was asked.
+    async fn broken(answer: Option<&'static str>) -> (kube::Client, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).await.unwrap();
+                assert!(String::from_utf8_lossy(&request[..read]).contains("user-agent: memoria-operator/"));
+                count.fetch_add(1, Ordering::SeqCst);
+                if let Some(answer) = answer {
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+                kept.push(stream);
+            }
+        });
+        (from_config(Config::new(url)).unwrap(), asked)
+    }
+
+    async fn ask(client: kube::Client) -> Kind {
+        let api: Api<ConfigMap> = Api::namespaced(client, "x");
+        bounded("read", "configmap/y", api.get("y")).await.unwrap_err().kind
+    }
+
+    #[tokio::test]
+    async fn a_refused_request_is_not_repeated() {
+        let (client, asked) =
+            broken(Some("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).await;
+        assert_eq!(ask(client).await, Kind::Unreachable);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_is_left_after_the_deadline() {
+        let begun = std::time::Instant::now();
+        let (client, asked) = broken(None).await;
+        assert_eq!(ask(client).await, Kind::Unreachable);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert!(begun.elapsed() < super::REQUEST_DEADLINE * 2);
+    }
+}
