@@ -206,8 +206,12 @@ fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
         "{message}; writers stay stopped, the database is as the failure left it, {}",
         snapshot.unwrap_or_else(|| "no snapshot was needed".to_owned())
     );
-    let next = format!("kubectl -n {namespace} get mup {} -o yaml", upgrade.name_any());
-    (message, next)
+    let name = upgrade.name_any();
+    let next = match journal.failure.as_ref().map(|failure| failure.phase.as_str()) {
+        Some("Migrate") => format!("kubectl -n {namespace} logs job/{name}-migrate --all-containers"),
+        _ => format!("kubectl -n {namespace} get mup {name} -o jsonpath='{{.status.failure.message}}'"),
+    };
+    (format!("{message}; next: {next}, then the runbook docs/runbooks/attempt-ended.md"), next)
 }
 
 /// The number at the end of an attempt's name.
