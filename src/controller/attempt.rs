@@ -39,6 +39,10 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
             let now = Timestamp::now();
             let name = upgrade.name_any();
             let decision = upgrade::decide(&name, &subject.namespace, &upgrade.spec, &before, &observed, now);
+            // The observation took a while; only the leader may write.
+            if !context.leadership.is_leading() {
+                return Ok(Requeue::await_change());
+            }
             if decision.journal != before {
                 upgrade = store(&context.client, upgrade, decision.journal).await?;
                 let after = upgrade.status.clone().unwrap_or_default();
@@ -48,6 +52,9 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
                 }
             }
             for action in &decision.actions {
+                if !context.leadership.is_leading() {
+                    return Ok(Requeue::await_change());
+                }
                 match cluster::act(&context.client, &subject.namespace, &subject.release, &upgrade, action).await {
                     Ok(()) => info!(?action, "done"),
                     Err(error) if error.is_settled_by_observing_again() => {

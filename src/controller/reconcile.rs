@@ -15,7 +15,7 @@ use crate::{
         marks,
         upgrade::{MACHINE_VERSION, Outcome},
     },
-    cluster::{ClusterError, client::bounded, events::Events, watches::OpenAttempts},
+    cluster::{ClusterError, client::bounded, events::Events, lease::Leadership, watches::OpenAttempts},
     upgrade::preflight::{Answer, OperatorImages, run_name},
 };
 
@@ -26,6 +26,8 @@ pub struct Context {
     pub images: OperatorImages,
     pub open: OpenAttempts,
     pub retries: Retries,
+    /// Asked before every write: another instance may act once this one no longer leads.
+    pub leadership: Leadership,
 }
 
 /// A release and its attempts, from live reads.
@@ -41,6 +43,9 @@ pub struct Subject {
 /// # Errors
 /// [`ClusterError`] when the cluster could not be read or written; the caller tries again later.
 pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result<Requeue, ClusterError> {
+    if !context.leadership.is_leading() {
+        return Ok(Requeue::await_change());
+    }
     let Some(subject) = read(&context.client, namespace, name).await? else {
         context.open.set(namespace, name, false);
         return Ok(Requeue::await_change());

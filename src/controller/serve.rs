@@ -84,7 +84,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let result = match leads {
         true => {
             info!(identity, "leading");
-            let context = Arc::new(context(&config, client, identity)?);
+            let context = Arc::new(context(&config, client, identity, leadership.clone())?);
             let mut lost = leadership.clone();
             tokio::select! {
                 () = control(&config, context, stopped) => Ok(()),
@@ -105,7 +105,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     result
 }
 
-fn context(config: &Config, client: kube::Client, identity: String) -> Result<Context, RunError> {
+fn context(
+    config: &Config,
+    client: kube::Client,
+    identity: String,
+    leadership: lease::Leadership,
+) -> Result<Context, RunError> {
     let tools = config
         .tool_images
         .iter()
@@ -117,6 +122,7 @@ fn context(config: &Config, client: kube::Client, identity: String) -> Result<Co
         images: OperatorImages { operator: config.operator_image.clone(), tools },
         open: watches::OpenAttempts::default(),
         retries: Retries::default(),
+        leadership,
     })
 }
 
