@@ -1,7 +1,8 @@
 //! Start: for each target a candidate pod that no Service selects; once it is ready, the target comes back to its count.
-//! The Server goes first, because the others may need it to become ready.
+//! The Server goes first, because the others may need it to become ready. A target that is also a worker has no
+//! candidate: it takes its work from a queue, which no missing label would keep from it; it comes back with the workers.
 
-use super::{Context, Phase, Step, pod_failure, take, to_prior};
+use super::{Context, Phase, Step, chain, pod_failure, take, to_prior};
 use crate::{
     api::{
         release::Role,
@@ -25,17 +26,11 @@ pub const PHASE: Phase = Phase {
 const MAX_RESTARTS: i32 = 2;
 
 fn step(cx: &Context<'_>) -> Step {
-    let mut order: Vec<&PlannedTarget> = cx.plan.targets.iter().filter(|t| t.replicas > 0).collect();
+    let mut order: Vec<&PlannedTarget> = cx.plan.targets.iter().filter(|t| t.replicas > 0 && !t.worker).collect();
     order.sort_by_key(|t| t.role != Role::Server);
     for target in order {
-        if let Err(step) = candidate(cx, target) {
-            return step;
-        }
-        if !target.worker
-            && let Err(step) = to_prior(&[take!(cx.target(target))])
-        {
-            return step;
-        }
+        chain!(candidate(cx, target));
+        chain!(to_prior(&[take!(cx.target(target))]));
     }
     Step::done("every candidate was ready, and every server is back at its count")
 }
