@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shlex
-import urllib.parse
 import zlib
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus, unquote, unquote_to_bytes
@@ -52,7 +51,7 @@ def forms(secret: str) -> dict[bytes, str]:
 
 
 def _encoded(plain: str, add) -> None:
-    for encoded in {quote(plain, safe=""), quote(plain, safe="/"), quote_plus(plain), quote(plain, safe=" +"), urllib.parse.quote(plain)}:
+    for encoded in {quote(plain, safe=""), quote(plain, safe="/"), quote(plain, safe=" +"), quote_plus(plain), quote_plus(plain, safe="/")}:
         add("percent-encoded", encoded, re.sub(r"%[0-9A-F]{2}", lambda match: match.group().lower(), encoded))
     json_text = json.dumps(plain)[1:-1]
     go_text = "".join(f"\\u{ord(c):04x}" if c in "<>&" else c for c in json.dumps(plain, ensure_ascii=False)[1:-1])
@@ -93,6 +92,7 @@ def readings(text: bytes, depth: int = 2) -> Iterator[bytes]:
             continue
         if PERCENT.search(reading):
             waiting.append((unquote_to_bytes(reading), left - 1))
+            waiting.append((unquote_to_bytes(reading.replace(b"+", b" ")), left - 1))
         if b"\\" in reading:
             waiting.append((ESCAPE.sub(_unescape, reading), left - 1))
         tokens = b"\n".join(filter(None, map(_from_base64, TOKEN.findall(reading))))

@@ -29,9 +29,10 @@ PINNED = {
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
 
 
-def capture(prefix: str, out: Path, more_values: list[str]) -> dict[str, int]:
+def capture(prefix: str, out: Path, more_values: list[str], *, begin: str = BEGIN) -> dict[str, int]:
+    """`begin` opens the transaction, which is rolled back in the end; the checkers' own tests seed corruptions in it."""
     with Session(prefix) as session:
-        session.run(f"{BEGIN} {''.join(f'SET LOCAL {name} = {value};' for name, value in PINNED.items())}")
+        session.run(f"{begin} {''.join(f'SET LOCAL {name} = {value};' for name, value in PINNED.items())}")
         header = {"dialect": "postgresql", "takenAt": datetime.now(UTC).isoformat(timespec="seconds")}
         writer = Writer(out, {**header, **_one(session, catalogue.IDENTITY)})
         try:
@@ -44,7 +45,7 @@ def capture(prefix: str, out: Path, more_values: list[str]) -> dict[str, int]:
             for table in _many(session, catalogue.TABLES):
                 _rows(session, writer, table, more_values)
             writer.table("pg_largeobject", ["oid"], ["data"], [], session.lines(catalogue.LARGE_OBJECTS))
-            session.run("COMMIT;")
+            session.run("ROLLBACK;")
             return writer.finish()
         except BaseException:
             writer.abandon()
