@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_saphyr::Spanned;
 
-use crate::api::GoDuration;
+use crate::{api::GoDuration, cluster::client::REQUEST_DEADLINE};
 
 /// Everything that can be set. Absent fields have their default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,6 @@ pub struct Config {
     /// The tool image of each PostgreSQL major version; a server of another major fails pre-flight.
     pub tool_images: BTreeMap<String, String>,
     pub leader_election: LeaderElection,
-    pub kubernetes: Kubernetes,
     pub metrics: Listener,
     pub health: Listener,
     pub log: Log,
@@ -45,14 +44,6 @@ pub struct LeaderElection {
     pub renew_deadline: GoDuration,
     /// Time between two tries.
     pub retry_period: GoDuration,
-}
-
-/// How the operator talks to the API server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Kubernetes {
-    /// Deadline of each request but watches, from sending it to its whole answer.
-    pub request_timeout: GoDuration,
 }
 
 /// An address to listen at.
@@ -90,7 +81,6 @@ impl Default for Config {
             operator_image: format!("registry.arca.run/memoria-operator/operator:{version}"),
             tool_images: [tools("15"), tools("17")].into(),
             leader_election: LeaderElection::default(),
-            kubernetes: Kubernetes::default(),
             metrics: Listener { listen: ([0, 0, 0, 0], 8080).into() },
             health: Listener { listen: ([0, 0, 0, 0], 8081).into() },
             log: Log::default(),
@@ -107,12 +97,6 @@ impl Default for LeaderElection {
             renew_deadline: GoDuration::from_secs(20),
             retry_period: GoDuration::from_secs(4),
         }
-    }
-}
-
-impl Default for Kubernetes {
-    fn default() -> Self {
-        Self { request_timeout: GoDuration::from_secs(8) }
     }
 }
 
@@ -232,13 +216,8 @@ impl Config {
         if let Some(namespace) = election.namespace.as_deref().filter(|n| !is_dns_label(n)) {
             add("leaderElection.namespace".to_owned(), format!("{namespace:?} is no namespace; {DNS_LABEL}"));
         }
-        for (field, value) in [
-            ("leaderElection.retryPeriod", election.retry_period),
-            ("kubernetes.requestTimeout", self.kubernetes.request_timeout),
-        ] {
-            if value.get() < Duration::from_secs(1) {
-                add(field.to_owned(), "must be at least 1s".to_owned());
-            }
+        if election.retry_period.get() < Duration::from_secs(1) {
+            add("leaderElection.retryPeriod".to_owned(), "must be at least 1s".to_owned());
         }
         if election.renew_deadline.get() <= election.retry_period.get() * 2 {
             add(
@@ -250,13 +229,14 @@ impl Config {
             );
         }
         let margin = election.lease_duration.get().saturating_sub(election.renew_deadline.get());
-        if margin <= self.kubernetes.request_timeout.get() {
+        if margin < REQUEST_DEADLINE {
             add(
                 "leaderElection.leaseDuration".to_owned(),
                 format!(
-                    "must be longer than renewDeadline ({}) and kubernetes.requestTimeout ({}) together: a request of a \
-                     leader that lost its place has to end before another begins",
-                    election.renew_deadline, self.kubernetes.request_timeout
+                    "must be at least {}s longer than renewDeadline ({}): the last request of a leader that lost its \
+                     place has to end before another begins",
+                    REQUEST_DEADLINE.as_secs(),
+                    election.renew_deadline
                 ),
             );
         }
@@ -309,7 +289,6 @@ struct Lines {
     operator_image: Option<Spanned<IgnoredAny>>,
     tool_images: Option<Section>,
     leader_election: Option<Section>,
-    kubernetes: Option<Section>,
     health: Option<Section>,
     log: Option<Section>,
 }
@@ -333,7 +312,6 @@ impl Lines {
             "operatorImage" => return Some(self.operator_image.as_ref()?.referenced.line()),
             "toolImages" => self.tool_images.as_ref()?,
             "leaderElection" => self.leader_election.as_ref()?,
-            "kubernetes" => self.kubernetes.as_ref()?,
             "health" => self.health.as_ref()?,
             "log" => self.log.as_ref()?,
             _ => return None,
@@ -400,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_bad_value_is_told_with_its_line_and_an_example() {
-        let message = refused("kubernetes:\n  requestTimeout: 8\n");
+        let message = refused("leaderElection:\n  retryPeriod: 8\n");
         assert!(message.contains("line 2") && message.contains("45s"), "{message}");
         let message = refused("metrics:\n  listen: \":8080\"\n");
         assert!(message.contains("line 2") && message.contains("socket address"), "{message}");
@@ -427,10 +405,10 @@ mod tests {
                 "line 2: leaderElection.renewDeadline: must be longer than twice",
             ),
             (
-                "leaderElection:\n  leaseDuration: 28s\n",
-                "line 2: leaderElection.leaseDuration: must be longer than renew",
+                "leaderElection:\n  leaseDuration: 24s\n",
+                "line 2: leaderElection.leaseDuration: must be at least 5s longer",
             ),
-            ("kubernetes:\n  requestTimeout: 10s\n", "leaderElection.leaseDuration (its default): must be longer"),
+            ("metrics:\n  listen: 0.0.0.0:8081\n", "health.listen (its default): is the same"),
         ];
         for (text, expected) in cases {
             let message = refused(text);

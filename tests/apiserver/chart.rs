@@ -54,7 +54,6 @@ async fn every_value_reaches_the_configuration() {
         format!("image={{\"repository\":\"host:5000/op\",\"digest\":\"{digest}\"}}"),
         "toolImages={\"15\":null,\"16\":\"tools:16\"}".to_owned(),
         "leaderElection={\"leaseDuration\":\"1m\",\"renewDeadline\":\"40s\",\"retryPeriod\":\"5s\"}".to_owned(),
-        "kubernetes.requestTimeout=\"9s\"".to_owned(),
         "log={\"format\":\"Text\",\"level\":\"info,kube=debug\"}".to_owned(),
         "metrics.port=9090".to_owned(),
         "health.port=9091".to_owned(),
@@ -66,7 +65,6 @@ async fn every_value_reaches_the_configuration() {
     assert_eq!(config.tool_images.keys().collect::<Vec<_>>(), ["16", "17"]);
     assert_eq!(config.leader_election.lease_name, "other-memoria-operator");
     assert_eq!(config.leader_election.lease_duration.to_string(), "1m");
-    assert_eq!(config.kubernetes.request_timeout.to_string(), "9s");
     assert_eq!((config.metrics.listen.port(), config.health.listen.port()), (9090, 9091));
     assert_eq!(config.log.level, "info,kube=debug");
     let deployment = of_kind(&objects, "Deployment")[0];
