@@ -112,8 +112,13 @@ class Cluster:
         if done.returncode == 0:
             # What the container wrote to standard error is in its log, too; kubectl's own is not.
             findings.search("logs", place, done.stdout)
+            return
+        why = done.stderr.decode(errors="replace").strip()
+        if f'pods "{pod}" not found' in why or "previous terminated container" in why:
+            # Deleted since it was listed: no log that anybody could read any more. A watch of the log files saw it.
+            findings.excluded.append(f"{place}: it is gone")
         else:
-            findings.unsearched.append(f"{place}: {done.stderr.decode(errors='replace').strip()}")
+            findings.unsearched.append(f"{place}: {why}")
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, bytes]]:

@@ -95,6 +95,8 @@ if words[0] == "api-resources":
     print("\\n".join(world["namespaced"] if "--namespaced=true" in words else world["cluster"]))
 elif words[0] == "logs":
     key = " ".join(words[3:])
+    if words[3] == world.get("missing"):
+        sys.exit('Error from server (NotFound): pods "' + words[3] + '" not found')
     if key not in world["logs"]:
         sys.exit("no log of " + key)
     print(world["logs"][key])
@@ -202,6 +204,11 @@ class Places(unittest.TestCase):
         del world["logs"]["one -c main --previous"]
         self.assertEqual(self.ask(world=world)[0], 3)
         self.assertEqual(self.ask("--namespace", "nowhere", world=self.world())[0], 2)
+
+    def test_a_pod_that_went_away_meanwhile_is_named_and_does_not_count(self) -> None:
+        world = self.world(pods=[pod(metadata={"name": "gone"})]) | {"missing": "gone"}
+        code, result = self.ask(world=world)
+        self.assertEqual((code, result["unsearched"], len(result["excluded"])), (0, [], 3))
 
     def test_values_of_the_namespaces_own_secrets_are_sought(self) -> None:
         data = {"password": base64.b64encode(b"fromthesecret1").decode(), "ca.crt": base64.b64encode(b"publiccertificate").decode()}
