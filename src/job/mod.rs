@@ -32,7 +32,14 @@ pub async fn run() -> ExitCode {
     let places = context::Places::from_environment();
     let context = match Context::from_environment(places.clone()) {
         Ok(context) => context,
-        Err(error) => return answer(&places, &report::failed(&error)),
+        Err(error) => {
+            let report = report::fit(report::failed(&error));
+            // A runner that waits beside this container learns it at once.
+            if places.shared.is_dir() {
+                let _ = exchange::Shared::new(&places.shared).write_verdict(&report);
+            }
+            return answer(&places, &report);
+        }
     };
     let mut stop = stop_signal();
     let order = context.order.clone();

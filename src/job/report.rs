@@ -59,7 +59,9 @@ pub fn fit(mut report: JobReport) -> JobReport {
         }
         _ => {}
     }
-    let mut limit = 1024;
+    // The journal holds no longer ones.
+    cut(&mut report.message, 1024);
+    let mut limit = 512;
     while size(&report) > MAX_REPORT_BYTES && limit >= 16 {
         texts(&mut report).into_iter().for_each(|text| cut(text, limit));
         limit /= 2;

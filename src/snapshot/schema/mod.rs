@@ -150,6 +150,9 @@ impl Schema {
     fn normalised(&self) -> Self {
         let mut schema = self.clone();
         schema.access = Access::default();
+        for definition in schema.types.values_mut() {
+            *definition = normal(definition);
+        }
         for relation in schema.relations.values_mut() {
             let all = |set: &mut BTreeSet<String>| *set = set.iter().map(|text| normal(text)).collect();
             all(&mut relation.constraints);
