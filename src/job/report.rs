@@ -146,6 +146,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case is a report of up to 40 kB.
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn any_report_fits_into_a_termination_message(message in "\\PC{0,6000}", facts in facts()) {
             let failing = match &facts {
