@@ -38,7 +38,8 @@ pub async fn dump(
         let options = [given.unwrap_or_default(), "-c client_connection_check_interval=500ms".to_owned()];
         variables.push(("PGOPTIONS", options.join(" ").trim().to_owned()));
     }
-    // Level 1 costs a third of the default's time for a tenth more bytes; zstd, where it is known, costs less again.
+    // Measured with gzip on 44,000 rows, 69 MB, PostgreSQL 15: level 1 took 0.9 s of processor time and gave 31 MB, the
+    // default level 2.7 s and 28 MB. Writers are stopped meanwhile. zstd was not measured.
     let compression = if tools.major >= 16 { "--compress=zstd:1" } else { "--compress=1" };
     let mut command = tools.command("pg_dump", scratch);
     command
