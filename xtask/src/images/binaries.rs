@@ -34,7 +34,13 @@ pub fn build(progress: &Progress, release: bool) -> Result<Binaries> {
     let profile = if release { "release" } else { PROFILE };
     progress.say("memoria-operator", &format!("compiling (profile {profile})"));
     let mut operator = cargo()?;
-    operator.args(["--profile", profile, "--package", "memoria-operator", "--bin", "memoria-operator"]);
+    operator.args(["--profile", profile, "--bin", "memoria-operator"]);
+    // What the tests compile, so that it is compiled once. No feature but the tests' own is behind the flag.
+    operator.args(if release {
+        ["--package", "memoria-operator"].as_slice()
+    } else {
+        &["--workspace", "--all-features"]
+    });
     let operator = stripped(executable(&mut operator, "memoria-operator")?)?;
 
     progress.say("memoria-runner", "compiling (profile release, static)");

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Done, Part, cargo, quick, succeed};
+use super::{Done, EVERYTHING, Part, cargo, quick, succeed};
 use crate::cluster;
 
 /// Where the tests look for the programs.
@@ -24,7 +24,8 @@ fn programs() -> Result<Done> {
 
 /// Every integration test that asks for an API server.
 fn tests() -> Result<Done> {
-    let mut test = cargo(&["test", "--locked", "--all-features", "--package", "memoria-operator"])?;
+    let mut test = cargo(&["test"])?;
+    test.args(EVERYTHING);
     for name in quick::integration_tests(Some(FEATURE))? {
         test.arg("--test").arg(name);
     }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Done, Part, cargo, succeed};
+use super::{Done, EVERYTHING, Part, cargo, succeed};
 use crate::cluster::{self, Target};
 use crate::kube::Kube;
 use crate::{images, operator};
@@ -40,9 +40,8 @@ fn install() -> Result<Done> {
 
 /// Runs the tests of `tests/e2e` that the arguments choose.
 fn e2e(arguments: &[&str]) -> Result<Done> {
-    let mut test =
-        cargo(&["test", "--locked", "--all-features", "--package", "memoria-operator", "--test", "e2e", "--"])?;
-    test.args(arguments).arg("--nocapture");
+    let mut test = cargo(&["test", "--test", "e2e"])?;
+    test.args(EVERYTHING).arg("--").args(arguments).arg("--nocapture");
     for (name, value) in cluster::client_environment()? {
         test.env(name, value);
     }

@@ -133,6 +133,10 @@ fn shown(took: Duration) -> String {
     }
 }
 
+/// The whole workspace with all features: with any smaller selection the dependencies get other features, and cargo
+/// compiles them a second time.
+const EVERYTHING: [&str; 3] = ["--locked", "--workspace", "--all-features"];
+
 /// `cargo` in the checkout, with the target directory that all chores share.
 fn cargo(args: &[&str]) -> Result<Command> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

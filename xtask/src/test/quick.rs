@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Done, Part, cargo, succeed, tags};
+use super::{Done, EVERYTHING, Part, cargo, succeed, tags};
 use crate::{cluster, place};
 
 pub fn parts() -> Vec<Part> {
@@ -19,6 +19,7 @@ pub fn parts() -> Vec<Part> {
         Part { name: "documentation", run: documentation },
         Part { name: "dependencies (cargo deny)", run: dependencies },
         Part { name: "unit and PostgreSQL tests", run: unit_tests },
+        Part { name: "the checkers' own tests", run: checkers },
         Part { name: "conformance of the stand-in", run: conformance },
     ]
 }
@@ -28,9 +29,8 @@ fn formatting() -> Result<Done> {
 }
 
 fn clippy() -> Result<Done> {
-    let args =
-        ["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"];
-    succeed(&mut cargo(&args)?)
+    let mut clippy = cargo(&["clippy", "--all-targets", "--quiet"])?;
+    succeed(clippy.args(EVERYTHING).args(["--", "-D", "warnings"]))
 }
 
 fn documentation() -> Result<Done> {
@@ -42,18 +42,9 @@ fn documentation() -> Result<Done> {
 fn crds() -> Result<Done> {
     let directory = place::target()?.join("generated-crds");
     let _ = fs::remove_dir_all(&directory);
-    let mut generate = cargo(&[
-        "run",
-        "--locked",
-        "--quiet",
-        "--all-features",
-        "--package",
-        "memoria-operator",
-        "--",
-        "crds",
-        "--out",
-    ])?;
-    succeed(generate.arg(&directory))?;
+    succeed(cargo(&["build", "--quiet", "--bin", "memoria-operator"])?.args(EVERYTHING))?;
+    let mut generate = Command::new(place::target()?.join("debug/memoria-operator"));
+    succeed(generate.args(["crds", "--out"]).arg(&directory))?;
     same_files(&place::root()?.join("crds"), &directory)
         .context("run `cargo run -- crds --out crds` and read the difference")?;
     same_files(&place::root()?.join("charts/memoria-operator/files/crds"), &directory)
@@ -79,8 +70,8 @@ fn dependencies() -> Result<Done> {
 
 fn unit_tests() -> Result<Done> {
     postgresql()?;
-    // All features everywhere, although these tests need none: one compilation then serves every tier.
-    let mut test = cargo(&["test", "--locked", "--workspace", "--all-features", "--lib", "--bins"])?;
+    let mut test = cargo(&["test", "--lib", "--bins"])?;
+    test.args(EVERYTHING);
     for name in integration_tests(None)? {
         test.arg("--test").arg(name);
     }
@@ -107,6 +98,13 @@ fn conformance() -> Result<Done> {
     postgresql()?;
     python()?;
     succeed(&mut Command::new(place::root()?.join("tests/memoria/conformance/run.sh")))
+}
+
+/// The programs that judge upgrades must fail on seeded corruptions and find planted secrets.
+fn checkers() -> Result<Done> {
+    postgresql()?;
+    python()?;
+    succeed(&mut Command::new(place::root()?.join("tests/checkers/selftest.sh")))
 }
 
 /// Makes sure that some major of PostgreSQL's server is here. Tests start servers of their own, so the one that Debian
