@@ -20,7 +20,16 @@ pub fn install(kube: &Kube, digests: &BTreeMap<String, String>, values: &[&str])
     let chart = place::root()?.join("charts/memoria-operator");
     let mut helm = kube.target.helm()?;
     helm.args(["upgrade", "--install", NAME]).arg(&chart);
-    helm.args(["--namespace", NAME, "--create-namespace", "--wait", "--timeout=3m"]);
+    // Definitions stay when a chart is uninstalled, and may be from before, by whatever means.
+    helm.args([
+        "--namespace",
+        NAME,
+        "--create-namespace",
+        "--take-ownership",
+        "--force-conflicts",
+        "--wait",
+        "--timeout=3m",
+    ]);
     for value in image_values(digests)?.iter().map(String::as_str).chain(values.iter().copied()) {
         helm.arg("--set-string").arg(value);
     }

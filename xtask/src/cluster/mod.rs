@@ -160,6 +160,11 @@ pub fn bin_dir() -> Result<PathBuf> {
     binary::ensure()
 }
 
+/// There is one operator in a cluster: whoever installs it and upgrades with it holds this, or waits for it.
+pub fn lock_operator() -> Result<std::fs::File> {
+    lock::take("operator")
+}
+
 /// Pushes an image to the cluster's registry; see [`registry::push`].
 pub fn registry_push(source: &str, name_tag: &str) -> Result<()> {
     registry::push(&Layout::local()?, source, name_tag)

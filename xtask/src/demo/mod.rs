@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
-use crate::cluster::Target;
+use crate::cluster::{self, Target};
 use crate::kube::Kube;
 use crate::memoria::{self, Installation, VERSION};
 use crate::{images, operator, place};
@@ -65,6 +65,7 @@ pub fn run(args: Args) -> Result<()> {
 
 fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Proof)> {
     let kube = Kube { target: Target::from_flag(args.use_current_context) };
+    let _lock = cluster::lock_operator()?;
     clock.part("the cluster", |_| kube.target.ensure())?;
     let digests = clock.part("the images", |_| images::ensure_available(kube.target))?;
     clock.part("the operator, by its Helm chart", |_| operator::install(&kube, &digests, &[]))?;

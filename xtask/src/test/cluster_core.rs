@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::{Done, EVERYTHING, Part, cargo, succeed};
 use crate::cluster::{self, Target};
 use crate::kube::Kube;
-use crate::{images, operator};
+use crate::{images, operator, place};
 
 /// On the namespaces of these tests; the tests know it, too.
 const NAMESPACE_LABEL: &str = "memoria-operator-test";
@@ -22,6 +22,7 @@ pub fn parts() -> Vec<Part> {
         Part { name: "the cluster", run: || Target::Local.ensure().map(|_| Done::Passed) },
         Part { name: "the images", run: || images::ensure_available(Target::Local).map(|_| Done::Passed) },
         Part { name: "leftovers of earlier runs", run: clean_up },
+        Part { name: "secrets planted in the cluster are found", run: canaries },
         Part { name: "the operator, by its chart", run: install },
         Part { name: "upgrades", run: || e2e(&[AT_ONCE, "--skip=silence::", "--skip=killed::"]) },
         // All that the upgrades left behind is settled now.
@@ -38,13 +39,18 @@ fn install() -> Result<Done> {
     Ok(Done::Passed)
 }
 
+/// The search for secrets must find those that are planted before its zero counts for anything.
+fn canaries() -> Result<Done> {
+    let mut tests = Command::new(place::root()?.join("tests/checkers/selftest.sh"));
+    tests.args(["--pattern", "test_cluster.py"]).env("MEMORIA_CHECKERS_CLUSTER", "1");
+    succeed(tests.envs(cluster::client_environment()?))
+}
+
 /// Runs the tests of `tests/e2e` that the arguments choose.
 fn e2e(arguments: &[&str]) -> Result<Done> {
     let mut test = cargo(&["test", "--test", "e2e"])?;
     test.args(EVERYTHING).arg("--").args(arguments).arg("--nocapture");
-    for (name, value) in cluster::client_environment()? {
-        test.env(name, value);
-    }
+    test.envs(cluster::client_environment()?);
     test.env("MEMORIA_TEST_XTASK", std::env::current_exe().context("cannot tell which program this is")?);
     test.env("MEMORIA_TEST_IMAGES", images::index_file()?);
     test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::place;
+use crate::{cluster, place};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -84,6 +84,7 @@ pub fn run(args: Args) -> Result<()> {
             println!("tier {} is left out: what is cheaper failed", tier.name());
             continue;
         }
+        let _lock = (tier == Tier::Cluster).then(cluster::lock_operator).transpose()?;
         for part in tier.parts() {
             println!("==> {}: {}", tier.name(), part.name);
             let start = Instant::now();
