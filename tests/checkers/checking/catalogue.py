@@ -62,7 +62,8 @@ RELATION_OBJECTS = (
         generated="a.attgenerated",
         collation="CASE WHEN a.attcollation <> t.typcollation THEN a.attcollation::regcollation::text END",
         storage="a.attstorage",
-        options="to_json(a.attoptions)",
+        # PostgreSQL 15.20 and its siblings stamp each column with pg_attver, a counter of their own: no property of it.
+        options="(SELECT to_json(array_agg(o)) FROM unnest(a.attoptions) AS o WHERE o NOT LIKE 'pg_attver=%')",
         grants=_acl("a.attacl", "c", "c.relowner"),
         comment="col_description(c.oid, a.attnum)",
         position="(SELECT count(*) FROM pg_attribute b WHERE b.attrelid = c.oid AND b.attnum BETWEEN 1 AND a.attnum AND NOT b.attisdropped)",
