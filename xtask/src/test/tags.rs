@@ -14,6 +14,10 @@ pub fn check() -> Result<Done> {
     let mut found = Vec::new();
     for directory in ["src", "charts"] {
         for file in files(&root.join(directory))? {
+            // The chart's CRDs are made from src, and hold its examples in their descriptions.
+            if file.parent().is_some_and(|parent| parent.ends_with("files/crds")) {
+                continue;
+            }
             let Ok(text) = fs::read_to_string(&file) else { continue };
             let for_tests = is_test_module(&file)?;
             found.extend(hits(&text, &tags, for_tests).into_iter().map(|hit| format!("{}:{hit}", file.display())));
