@@ -136,7 +136,7 @@ pub struct Access {
 }
 
 impl Schema {
-    /// SHA-256 over the canonical form. Expressions count by [`normal`], because dump and restore respell them; names of
+    /// SHA-256 over the canonical form. Expressions count by `normal`, because dump and restore respell them; names of
     /// indexes and constraints, column order, owners and grants do not count.
     pub fn fingerprint(&self) -> String {
         sha256_hex(serde_json::to_vec(&self.normalised()).unwrap_or_default())

@@ -19,8 +19,8 @@ pub fn check() -> Result<Done> {
                 continue;
             }
             let Ok(text) = fs::read_to_string(&file) else { continue };
-            let for_tests = is_test_module(&file)?;
-            found.extend(hits(&text, &tags, for_tests).into_iter().map(|hit| format!("{}:{hit}", file.display())));
+            let examples = is_test_module(&file)? || shows_examples(&file);
+            found.extend(hits(&text, &tags, examples).into_iter().map(|hit| format!("{}:{hit}", file.display())));
         }
     }
     if !found.is_empty() {
@@ -62,11 +62,17 @@ fn is_test_module(file: &Path) -> Result<bool> {
     Ok(parents.iter().any(|parent| fs::read_to_string(parent).is_ok_and(|text| text.contains(&declared))))
 }
 
+/// The chart's texts for people, and its definitions: they are made from what is checked in `src`.
+fn shows_examples(file: &Path) -> bool {
+    let text = |extension| file.extension().is_some_and(|found| found == extension);
+    text("md") || text("txt") || file.parent().is_some_and(|directory| directory.ends_with("files/crds"))
+}
+
 /// `line: tag` of each place that names one. A faulty version's tag may stand nowhere; a plain number only where it is an
 /// example: in comments, within longer text, in unit tests.
-fn hits(text: &str, tags: &[String], for_tests: bool) -> Vec<String> {
+fn hits(text: &str, tags: &[String], examples: bool) -> Vec<String> {
     let mut found = Vec::new();
-    let mut in_tests = for_tests;
+    let mut in_tests = examples;
     for (n, line) in text.lines().enumerate() {
         in_tests |= line.trim() == "#[cfg(test)]";
         let comment = line.trim_start().starts_with("//") || line.trim_start().starts_with('#');
