@@ -1,17 +1,17 @@
 //! `MemoriaRelease`: the desired version of one Memoria installation and how to get there. People write its spec;
 //! the operator writes only its status.
 
+mod status;
+
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::{ResourceRequirements, Toleration},
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, schema, upgrade::Outcome};
+pub use self::status::*;
+use super::{GoDuration, schema};
 
 /// What a person wants of one Memoria installation.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -495,176 +495,4 @@ impl Default for Cli {
     fn default() -> Self {
         Self { command: cli_command() }
     }
-}
-
-/// Where the release stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MemoriaReleaseStatus {
-    /// The generation of the spec that this status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// For people to read: `Pending`, a phase's name, `Succeeded`, `Resumed`, `Halted`, `Unverified` or `Aborted`.
-    /// Programs read conditions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub phase: Option<String>,
-    /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped` only while True.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "schema::conditions")]
-    pub conditions: Vec<Condition>,
-    /// What runs now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub current: Option<Current>,
-    /// Whether Memoria's writers run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ingestion: Option<IngestionStatus>,
-    /// What a person must type; absent when nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_action: Option<String>,
-    /// What the pre-flight checks of this generation found, while no attempt is open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pre_flight: Option<PreFlightStatus>,
-    /// The open or latest attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<AttemptSummary>,
-    /// How many attempts were ever made: the number in the next one's name comes after it.
-    #[serde(default)]
-    pub attempts: i64,
-}
-
-/// What runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Current {
-    /// The running version, read from the Server's image tag.
-    pub version: String,
-    /// Image of each target as its workload names it.
-    #[serde(default)]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
-    pub images: Vec<CurrentImage>,
-    /// The annotation `memoria.arca.run/requested-at` when this was recorded: another value accepts what runs then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requested_at: Option<String>,
-}
-
-/// One target's image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CurrentImage {
-    /// The target's name.
-    pub target: String,
-    /// The image as its workload names it.
-    pub image: String,
-    /// The digest that the target's pods run, when one was seen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct IngestionStatus {
-    /// `Running`, `Stopped` by an attempt, or `Unknown` before the workloads were seen.
-    pub state: IngestionState,
-    /// Since when an attempt keeps writers stopped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stopped_since: Option<Time>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum IngestionState {
-    Running,
-    Stopped,
-    Unknown,
-}
-
-/// The pre-flight run of one generation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PreFlightStatus {
-    /// Names the run's Jobs; another spec or another `requested-at` annotation gives another run.
-    pub run: String,
-    /// When it began.
-    pub started_at: Time,
-    /// Present once every check has a result.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Time>,
-    /// Each check's result; the message names object or field and the fix.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub checks: Vec<CheckResult>,
-    /// The plan in short, once it is made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<PlanSummary>,
-}
-
-/// One check's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CheckResult {
-    /// The check's name.
-    pub name: String,
-    /// `Passed`, `Failed`, or `Inconclusive` when it had no usable answer.
-    pub result: Verdict,
-    /// What was observed, or what is wrong and what to do.
-    pub message: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Verdict {
-    Passed,
-    Failed,
-    Inconclusive,
-}
-
-/// The plan in short; the whole of it is the spec of the MemoriaUpgrade.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PlanSummary {
-    /// SHA-256 over the whole plan, the first 12 hex digits.
-    pub hash: String,
-    /// The version that runs before.
-    pub from: String,
-    /// The version that shall run.
-    pub to: String,
-    /// Each target's image by digest after the upgrade.
-    #[schemars(length(max = 8))]
-    pub images: Vec<CurrentImage>,
-    /// The migrations that will run, in order.
-    #[schemars(length(max = 256))]
-    pub migrations: Vec<String>,
-    /// Server version and size of the database.
-    pub database: String,
-    /// What will be stopped, and from which replica count.
-    #[schemars(length(max = 32))]
-    pub stops: Vec<String>,
-    /// What was not written in the spec but found on the adopted workloads.
-    #[schemars(length(max = 32))]
-    pub inferred: Vec<String>,
-}
-
-/// The open or latest attempt in short; the whole of it is the MemoriaUpgrade of that name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AttemptSummary {
-    /// The MemoriaUpgrade's name.
-    pub id: String,
-    /// The version that ran before.
-    pub from: String,
-    /// The version that it upgrades to.
-    pub to: String,
-    /// The generation of the spec that it carries out.
-    pub generation: i64,
-    /// The hash of its plan.
-    pub plan_hash: String,
-    /// When it began.
-    pub started_at: Time,
-    /// When it ended; absent while it is open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Time>,
-    /// How it ended; absent while it is open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<Outcome>,
-    /// How long writers were stopped, in whole seconds, once they are back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub writers_stopped_seconds: Option<i64>,
 }
