@@ -29,7 +29,7 @@ use crate::{
     api::{
         MemoriaRelease, MemoriaUpgradeSpec,
         marks::{ATTEMPT_LABEL, OWNER_MANAGER, RELEASE_LABEL},
-        release::{CheckResult, Verdict, WorkloadRef},
+        release::{CheckResult, Mode, Verdict, WorkloadRef},
         upgrade::PlannedTarget,
     },
     job::protocol::JobInput,
@@ -127,7 +127,7 @@ pub async fn dry_run(
     results.push(judged(
         "snapshot-claim".to_owned(),
         "the claim for snapshots exists",
-        usable_claim(client, ns, plan).await,
+        usable_claim(client, ns, release, plan).await,
     ));
     results
 }
@@ -208,11 +208,20 @@ where
     bounded("create", format!("{kind}/{name}"), api.create(&params, wanted)).await.map(drop)
 }
 
-async fn usable_claim(client: &Client, ns: &str, plan: &MemoriaUpgradeSpec) -> Result<(), ClusterError> {
+async fn usable_claim(
+    client: &Client,
+    ns: &str,
+    release: &MemoriaRelease,
+    plan: &MemoriaUpgradeSpec,
+) -> Result<(), ClusterError> {
     let name = &plan.storage.claim_name;
     let object = format!("persistentvolumeclaim/{name}");
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
     let Some(claim) = bounded("read", &object, api.get_opt(name)).await? else {
+        // A plan that is only shown makes no claim: that it could be made is all there is to know.
+        if release.spec.mode == Mode::Plan && release.spec.snapshot.storage.is_none() {
+            return dry_create(client, ns, "persistentvolumeclaim", &claim(&release.name_any(), name, 1 << 30)).await;
+        }
         return Err(ClusterError::missing("use", object, "create it, or correct spec.snapshot.storage".to_owned()));
     };
     let lost = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Lost");
