@@ -27,7 +27,7 @@ use crate::{
         events::Notice,
         preflight::{create_run_job, delete_run_jobs, dry_run, ensure_claim},
     },
-    upgrade::preflight::{Answer, Question, preflight, run_name},
+    upgrade::preflight::{Answer, Question, preflight, run_name, running},
 };
 
 /// One round of pre-flight.
@@ -85,7 +85,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
         }
         _ => {}
     }
-    let next = status::of_preflight(release, &answer, Timestamp::now());
+    let next = status::of_preflight(release, &answer, running(release, &adopted), Timestamp::now());
     write_status(client, release, next).await?;
     Ok(match &answer {
         // The limit must be noticed although nothing changes.

@@ -110,7 +110,7 @@ async fn needs_newer(context: &Context, subject: &Subject, upgrade: &MemoriaUpgr
         upgrade.spec.operator_version
     );
     let answer = Answer::Refused { reason: reason::NEEDS_NEWER_OPERATOR, message, current: None };
-    let next = status::of_preflight(&subject.release, &answer, Timestamp::now());
+    let next = status::of_preflight(&subject.release, &answer, None, Timestamp::now());
     write_status(&context.client, &subject.release, next).await?;
     Ok(Requeue::await_change())
 }

@@ -27,8 +27,16 @@ enum Standing {
 }
 
 /// The status while no attempt is open.
-pub fn of_preflight(release: &MemoriaRelease, answer: &Answer, now: Timestamp) -> MemoriaReleaseStatus {
+///
+/// `running` is what the workloads run, where they tell; it is recorded only when nothing was before.
+pub fn of_preflight(
+    release: &MemoriaRelease,
+    answer: &Answer,
+    running: Option<Current>,
+    now: Timestamp,
+) -> MemoriaReleaseStatus {
     let mut status = begin(release);
+    status.current = status.current.or(running);
     status.next_action = None;
     let (standing, reason, message, phase) = match answer {
         Answer::Settled(current) => {

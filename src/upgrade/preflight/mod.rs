@@ -100,7 +100,7 @@ pub fn preflight(question: &Question<'_>) -> Answer {
         Ok(wanted) => wanted,
         Err(message) => return Answer::Refused { reason: reason::INVALID_SPEC, message, current: None },
     };
-    let current = current(question, &wanted);
+    let current = current(question.release, &wanted);
     if let Some(message) = unmanaged_change(question, &current) {
         return Answer::Refused { reason: reason::UNMANAGED_IMAGE_CHANGE, message, current: None };
     }
@@ -111,6 +111,11 @@ pub fn preflight(question: &Question<'_>) -> Answer {
         return Answer::Refused { reason, message, current: Some(current) };
     }
     Run::new(question, wanted, current).next()
+}
+
+/// What runs now, as far as the workloads tell; `None` when they do not.
+pub fn running(release: &MemoriaRelease, adopted: &Adopted) -> Option<Current> {
+    Wanted::all(&release.spec, adopted).ok().map(|wanted| current(release, &wanted))
 }
 
 /// The name of the pre-flight run: another spec or another request gives another. A release whose attempt of this run
@@ -126,7 +131,7 @@ pub fn run_name(release: &MemoriaRelease) -> String {
     format!("{}-pf-{hex}", release.name_any())
 }
 
-fn current(question: &Question<'_>, wanted: &[Wanted<'_>]) -> Current {
+fn current(release: &MemoriaRelease, wanted: &[Wanted<'_>]) -> Current {
     Current {
         version: wanted.iter().find(|w| w.is_server).and_then(|w| w.from.tag.clone()).unwrap_or_default(),
         images: wanted
@@ -137,7 +142,7 @@ fn current(question: &Question<'_>, wanted: &[Wanted<'_>]) -> Current {
                 digest: w.running_digest.clone(),
             })
             .collect(),
-        requested_at: question.release.annotations().get(marks::REQUESTED_AT_ANNOTATION).cloned(),
+        requested_at: release.annotations().get(marks::REQUESTED_AT_ANNOTATION).cloned(),
     }
 }
 
