@@ -165,7 +165,8 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
 /// # Errors
 /// [`RenderError`]
 pub fn fence(ctx: &JobContext) -> Result<Job, RenderError> {
-    let limit_seconds = ctx.timeouts.quiesce.as_secs();
+    // It begins when the pods are gone, and must say what it still sees before the phase's own limit ends it.
+    let limit_seconds = (ctx.timeouts.quiesce.as_secs() / 2).max(2 * FENCE_QUIET_SECONDS);
     let order = FenceOrder { database: identified(ctx, "fence")?, quiet_seconds: FENCE_QUIET_SECONDS, limit_seconds };
     let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Fence(order))?.envs(&ctx.shape.database_env);
     Draft { step: "fence", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
