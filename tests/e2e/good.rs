@@ -1,7 +1,9 @@
 //! The good upgrade, looked at from every side.
 
-use anyhow::{Context, Result, ensure};
-use kube::ResourceExt as _;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::{Api, ResourceExt as _, api::DeleteParams};
 use memoria_operator::{
     api::{
         MemoriaRelease, MemoriaUpgrade, marks,
@@ -15,13 +17,17 @@ use crate::{
     Outcome,
     checkers::{self, Captured},
     environment,
-    site::{FROM, Options, Site, TO, ready, standing, with_site},
+    site::{FROM, Options, RELEASE, SOON, Site, TO, ready, standing, with_site},
 };
 
 #[tokio::test]
 async fn an_upgrade_on_postgresql_15_keeps_every_promise() -> Outcome {
     let options = Options { postgres: 15, small: false, ..Options::default() };
-    with_site("good-15", options, async |site| upgrade(site).await).await
+    with_site("good-15", options, async |site| {
+        upgrade(site).await?;
+        a_second_owner_is_refused(site).await
+    })
+    .await
 }
 
 #[tokio::test]
@@ -49,10 +55,34 @@ async fn upgrade(site: &Site) -> Outcome {
     is_upgraded(site, &release, &before).await
 }
 
+/// Workloads that a release has upgraded are its own.
+async fn a_second_owner_is_refused(site: &Site) -> Outcome {
+    let mut second = site.new_release()?;
+    second.metadata.name = Some("second".into());
+    site.create(&second).await?;
+    let api: Api<MemoriaRelease> = site.api();
+    for _ in 0..SOON.as_secs() {
+        let (_, reason, message) = standing(&api.get("second").await?);
+        if reason == "TargetClaimed" {
+            ensure!(
+                message.contains("memoria-server") && message.contains(RELEASE),
+                "whose it is is not said: {message}"
+            );
+            return Ok(api.delete("second", &DeleteParams::default()).await.map(drop)?);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    bail!("a second owner is not refused: {:?}", standing(&api.get("second").await?))
+}
+
 /// Everything that holds after a good upgrade.
 pub async fn is_upgraded(site: &Site, release: &MemoriaRelease, before: &Captured) -> Outcome {
     let attempt = site.attempt().await?;
     status_tells_it(release, &attempt)?;
+    site.until("the finalizer to go", SOON, |release| {
+        (!release.finalizers().iter().any(|f| f == marks::FINALIZER)).then_some(())
+    })
+    .await?;
     journal_is_complete(&attempt)?;
     let images = expected_images(site, &attempt)?;
     workloads_are_back(site).await?;
@@ -80,7 +110,6 @@ fn status_tells_it(release: &MemoriaRelease, attempt: &MemoriaUpgrade) -> Result
     ensure!(summary.id == attempt.name_any() && summary.outcome == Some(Ended::Succeeded), "{summary:?}");
     ensure!(summary.writers_stopped_seconds.is_some_and(|seconds| seconds > 0), "{summary:?}");
     ensure!(status.next_action.is_none(), "nothing is to be done, but it says {:?}", status.next_action);
-    ensure!(!release.finalizers().iter().any(|f| f == marks::FINALIZER), "the finalizer is still there");
     Ok(())
 }
 

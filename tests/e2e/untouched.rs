@@ -10,8 +10,10 @@ use k8s_openapi::api::{
 };
 use kube::{ResourceExt, api::ObjectMeta, core::NamespaceResourceScope};
 use memoria_operator::api::{
-    MemoriaDecision, MemoriaDecisionSpec, MemoriaUpgrade, decision::DecisionAction, release::Mode,
-    upgrade::Outcome as Ended,
+    MemoriaDecision, MemoriaDecisionSpec, MemoriaUpgrade,
+    decision::DecisionAction,
+    release::Mode,
+    upgrade::{Category, Outcome as Ended},
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -84,9 +86,12 @@ async fn a_suspended_release_waits_and_an_abort_puts_everything_back() -> Outcom
         ensure!(next_action(&release).is_ok(), "it does not say how to go on");
 
         abort(site).await?;
-        let release = site.until_ended(Ended::Aborted).await?;
+        let release = site.until_ended(Ended::Resumed).await?;
         let message = standing(&release).2;
-        ensure!(message.contains("the tests end it"), "the person's reason is not told: {message}");
+        ensure!(message.contains("aborted") && message.contains("enough"), "it does not say who ended it: {message}");
+        let journal = site.attempt().await?.status.context("a journal")?;
+        let category = journal.failure.as_ref().map(|failure| failure.category);
+        ensure!(category == Some(Category::Decision), "{:?}", journal.failure);
         untouched(site, &before).await
     })
     .await

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use kube::{Api, api::DeleteParams};
 use memoria_operator::api::{
     GoDuration, MemoriaRelease,
-    release::{MigrationMode, Target, WorkloadKind, WorkloadRef},
+    release::{MigrationMode, WorkloadKind, WorkloadRef},
 };
 
 use crate::{
@@ -79,7 +79,6 @@ async fn wrong_releases_are_refused_with_what_to_do() -> Outcome {
         for wrong in WRONG {
             refuse(site, wrong).await.with_context(|| format!("with {}", wrong.what))?;
         }
-        two_owners(site).await?;
         untouched(site, &before).await
     })
     .await
@@ -99,30 +98,6 @@ async fn refuse(site: &Site, wrong: &Wrong) -> Outcome {
         ensure!(message.contains(word), "the message does not name {word:?}: {message}");
     }
     delete(site, RELEASE).await
-}
-
-/// A second release of the same workloads is refused while the first one lives.
-async fn two_owners(site: &Site) -> Outcome {
-    site.adopt().await?;
-    let mut second = site.new_release()?;
-    second.metadata.name = Some("second".into());
-    second.spec.targets =
-        second.spec.targets.into_iter().map(|target| Target { name: target.name, ..target }).collect();
-    site.create(&second).await?;
-    let api: Api<MemoriaRelease> = site.api();
-    for _ in 0..60 {
-        let (_, reason, message) = standing(&api.get("second").await?);
-        if reason == "TargetClaimed" {
-            ensure!(
-                message.contains(RELEASE) || message.contains("memoria-server"),
-                "whose it is is not said: {message}"
-            );
-            delete(site, "second").await?;
-            return delete(site, RELEASE).await;
-        }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    }
-    anyhow::bail!("a second owner is not refused: {:?}", standing(&api.get("second").await?))
 }
 
 async fn delete(site: &Site, name: &str) -> Outcome {

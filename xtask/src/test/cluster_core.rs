@@ -50,7 +50,8 @@ fn canaries() -> Result<Done> {
 fn e2e(arguments: &[&str]) -> Result<Done> {
     let mut test = cargo(&["test", "--test", "e2e"])?;
     test.args(EVERYTHING).arg("--").args(arguments).arg("--nocapture");
-    test.envs(cluster::client_environment()?);
+    // A failed test's own words say more than where they were put together.
+    test.envs(cluster::client_environment()?).env("RUST_BACKTRACE", "0");
     test.env("MEMORIA_TEST_XTASK", std::env::current_exe().context("cannot tell which program this is")?);
     test.env("MEMORIA_TEST_IMAGES", images::index_file()?);
     test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?);
