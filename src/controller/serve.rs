@@ -59,11 +59,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let stopped = stopped.clone();
         async move { tokio::try_join!(metrics.serve(stopped.clone()), probes.serve(stopped)) }
     });
-    tokio::spawn(async move {
-        signalled().await;
-        info!("a signal ends the operator");
-        // An error means that everything has ended already.
-        let _ = stop.send(true);
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            signalled().await;
+            info!("a signal ends the operator");
+            // An error means that everything has ended already.
+            let _ = stop.send(true);
+        }
     });
 
     let (acting, idle) = watch::channel(());
@@ -93,6 +96,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
         false => Ok(()),
     };
+    // Without this the servers would keep a process alive that has lost its leadership and does nothing more.
+    let _ = stop.send(true);
     drop(acting);
     if elected.await.is_err() {
         warn!("the election ended badly; the lease expires by itself");

@@ -13,7 +13,7 @@ use crate::{images, operator, place};
 const NAMESPACE_LABEL: &str = "memoria-operator-test";
 /// A killed operator cannot give its Lease back: its successor waits for this long instead of the default's half a minute.
 const SHORT_LEASE: [&str; 3] =
-    ["leaderElection.leaseDuration=15s", "leaderElection.renewDeadline=6s", "leaderElection.retryPeriod=2s"];
+    ["leaderElection.leaseDuration=15s", "leaderElection.renewDeadline=10s", "leaderElection.retryPeriod=2s"];
 /// Memorias that are upgraded at the same time.
 const AT_ONCE: &str = "--test-threads=3";
 
