@@ -47,7 +47,7 @@ async fn a_failure_before_the_image_moves_resumes_what_ran_and_the_next_command_
         ensure!(journal.phases.iter().all(|record| record.name != "ImageBump"), "the image moved");
         untouched(site, &before).await?;
 
-        intruder.stop().await?;
+        intruder.stop(site).await?;
         next_action(&release)?.run(site).await?;
         site.until("the checks to begin again", SOON, |release| condition(release, "Reconciling")).await?;
         let release = site.until_ended(Ended::Succeeded).await?;
@@ -148,13 +148,17 @@ struct Intruder {
 
 impl Intruder {
     async fn start(site: &Site) -> Result<Self> {
-        let script = "trap 'exit 0' TERM; while :; do psql -qAt -h /tmp -U memoria memoria -c 'SELECT pg_sleep(0.5)' >/dev/null 2>&1; done";
+        // It ends by its file: a signal would only end the client of the exec.
+        let script = "touch /tmp/intruder; while [ -e /tmp/intruder ]; do \
+                      psql -qAt -h /tmp -U memoria memoria -c 'SELECT pg_sleep(0.5)' >/dev/null 2>&1; done";
         let mut kubectl = Command::new("kubectl");
         kubectl.args(["-n", &site.namespace, "exec", "memoria-postgres-0", "--", "sh", "-c", script]);
         Ok(Self { process: kubectl.kill_on_drop(true).spawn().context("cannot start kubectl")? })
     }
 
-    async fn stop(mut self) -> Outcome {
-        self.process.kill().await.context("cannot end the intruder")
+    async fn stop(mut self, site: &Site) -> Outcome {
+        environment::kubectl(&["-n", &site.namespace, "exec", "memoria-postgres-0", "--", "rm", "/tmp/intruder"])
+            .await?;
+        self.process.wait().await.context("the intruder did not end").map(drop)
     }
 }

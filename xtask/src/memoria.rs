@@ -117,8 +117,20 @@ fn create_namespace(kube: &Kube, wanted: &Installation) -> Result<()> {
 fn manifest(wanted: &Installation, file: &str) -> Result<String> {
     let path = place::root()?.join("tests/memoria/manifests").join(file);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = text.replace("${PG_MAJOR}", &wanted.postgres);
+    let text = with_fresh_images(&text.replace("${PG_MAJOR}", &wanted.postgres));
     Ok(if wanted.small { text.replace("replicas: 2", "replicas: 1") } else { text })
+}
+
+/// Nodes keep images by tag, and here a tag is another image after each change of the stand-in.
+fn with_fresh_images(text: &str) -> String {
+    let fresh = |line: &str| {
+        let indent = line.len() - line.trim_start().len();
+        match line.trim_start().starts_with("image: ") {
+            true => format!("{line}\n{:indent$}imagePullPolicy: Always\n", ""),
+            false => format!("{line}\n"),
+        }
+    };
+    text.lines().map(fresh).collect()
 }
 
 /// Fills the database from a pod of the server's image. The URL reaches it as the server's does.
@@ -129,6 +141,7 @@ fn generate(kube: &Kube, wanted: &Installation) -> Result<()> {
     let container = json!({
         "name": "generate",
         "image": format!("registry.arca.run/memoria/server:{VERSION}"),
+        "imagePullPolicy": "Always",
         "command": ["python", "-m", "memoria_generate", "--rows", wanted.rows.to_string(), "--seed", wanted.seed.to_string()],
         "env": [{"name": "MEMORIA_DATABASE__CONNECTION_STRING", "valueFrom": {"secretKeyRef": {"name": "memoria-db", "key": "url"}}}],
         "securityContext": restricted,
@@ -157,4 +170,16 @@ fn generate(kube: &Kube, wanted: &Installation) -> Result<()> {
         Ok((status["succeeded"].as_i64() == Some(1)).then_some(()))
     })?;
     kube.run(&["--namespace", ns, "delete", "job", name]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_image_is_asked_for_anew() {
+        let text = "containers:\n  - name: a\n    image: r/a:1\n    command: [a]\n";
+        let expected = "containers:\n  - name: a\n    image: r/a:1\n    imagePullPolicy: Always\n    command: [a]\n";
+        assert_eq!(with_fresh_images(text), expected);
+    }
 }
