@@ -17,6 +17,8 @@ use crate::environment;
 #[serde(rename_all = "camelCase")]
 pub struct Write {
     pub verb: String,
+    #[serde(rename = "requestURI", default)]
+    pub request_uri: String,
     pub user: User,
     #[serde(default)]
     pub object_ref: Option<ObjectRef>,
@@ -54,8 +56,10 @@ impl Write {
         self.object_ref.as_ref().is_some_and(|object| object.resource == resource)
     }
 
+    /// A dry run writes nothing.
     pub fn succeeded(&self) -> bool {
-        self.response_status.as_ref().is_some_and(|status| status.code < 300)
+        !self.request_uri.contains("dryRun=All")
+            && self.response_status.as_ref().is_some_and(|status| status.code < 300)
     }
 }
 
