@@ -75,36 +75,32 @@ impl Kube {
         }
     }
 
-    /// Removes the namespace with all that is in it and waits until it is gone. MemoriaReleases go first: their
+    /// Removes namespaces with all that is in them and waits until they are gone. MemoriaReleases go first: their
     /// finalizers need an operator, which may not be there.
-    pub fn delete_namespace(&self, namespace: &str) -> Result<()> {
-        if self.get("default", "namespace", namespace)?.is_none() {
-            return Ok(());
+    pub fn delete_namespaces(&self, namespaces: &[&str]) -> Result<()> {
+        for namespace in namespaces {
+            if self.get("default", "namespace", namespace)?.is_none() {
+                continue;
+            }
+            let releases = self.list(namespace, "memoriareleases.memoria.arca.run").unwrap_or_default();
+            for name in releases.iter().filter_map(|release| release["metadata"]["name"].as_str()) {
+                let of = ["--namespace", namespace];
+                self.run(
+                    &[&of, ["delete", "memoriarelease"].as_slice(), &[name, "--wait=false", "--ignore-not-found"]]
+                        .concat(),
+                )?;
+                // Gone already when nothing held it.
+                let free =
+                    ["patch", "memoriarelease", name, "--type=merge", "-p", "{\"metadata\":{\"finalizers\":null}}"];
+                let _ = self.run(&[of.as_slice(), &free].concat());
+            }
+            self.run(&["delete", "namespace", namespace, "--wait=false"])?;
         }
-        let releases = self.list(namespace, "memoriareleases.memoria.arca.run").unwrap_or_default();
-        for name in releases.iter().filter_map(|release| release["metadata"]["name"].as_str()) {
-            let no_finalizers = "{\"metadata\":{\"finalizers\":null}}";
-            self.run(&[
-                "--namespace",
-                namespace,
-                "delete",
-                "memoriarelease",
-                name,
-                "--wait=false",
-                "--ignore-not-found",
-            ])?;
-            // Gone already when nothing held it.
-            let _ = self.run(&[
-                "--namespace",
-                namespace,
-                "patch",
-                "memoriarelease",
-                name,
-                "--type=merge",
-                "-p",
-                no_finalizers,
-            ]);
+        for namespace in namespaces {
+            self.wait(&format!("the namespace {namespace} to go"), Duration::from_secs(300), || {
+                Ok(self.get("default", "namespace", namespace)?.is_none().then_some(()))
+            })?;
         }
-        self.run(&["delete", "namespace", namespace, "--timeout=180s"]).map(drop)
+        Ok(())
     }
 }

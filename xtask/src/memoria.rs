@@ -69,7 +69,7 @@ pub fn run(args: Args) -> Result<()> {
             install(&kube, &installation, &Clock::start())
         }
         Action::Down { namespace, use_current_context } => {
-            Kube { target: Target::from_flag(use_current_context) }.delete_namespace(&namespace)
+            Kube { target: Target::from_flag(use_current_context) }.delete_namespaces(&[&namespace])
         }
     }
 }

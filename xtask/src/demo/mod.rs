@@ -70,7 +70,7 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Proof)> {
     let digests = clock.part("the images", |_| images::ensure_available(kube.target))?;
     clock.part("the operator, by its Helm chart", |_| operator::install(&kube, &digests, &[]))?;
     clock.part(&format!("Memoria {VERSION} with {} rows on PostgreSQL {}", args.rows, args.postgres), |clock| {
-        kube.delete_namespace(NAMESPACE)?;
+        kube.delete_namespaces(&[NAMESPACE])?;
         let wanted = Installation {
             namespace: NAMESPACE.into(),
             postgres: args.postgres.clone(),

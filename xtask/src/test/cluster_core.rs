@@ -66,8 +66,7 @@ fn e2e(arguments: &[&str]) -> Result<Done> {
 fn clean_up() -> Result<Done> {
     let kube = Kube { target: Target::Local };
     let printed = kube.run(&["get", "namespaces", "--selector", NAMESPACE_LABEL, "--output=name"])?;
-    for namespace in printed.lines().filter_map(|line| line.strip_prefix("namespace/")) {
-        kube.delete_namespace(namespace)?;
-    }
+    let left: Vec<_> = printed.lines().filter_map(|line| line.strip_prefix("namespace/")).collect();
+    kube.delete_namespaces(&left)?;
     succeed(Command::new(std::env::current_exe()?).args(["cluster", "recycle"]))
 }
