@@ -243,7 +243,11 @@ mod tests {
 
     fn live(sha: Option<&str>) -> Value {
         serde_json::to_value(
-            template::job(&planned().manifest, &JobInput { manifest_sha256: sha.map(str::to_owned) }).unwrap(),
+            template::job(
+                &planned().manifest,
+                &JobInput { manifest_sha256: sha.map(str::to_owned), ..JobInput::default() },
+            )
+            .unwrap(),
         )
         .unwrap()
     }

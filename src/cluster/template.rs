@@ -89,7 +89,9 @@ mod tests {
         let wanted = job(&manifest(), &JobInput::default()).unwrap().metadata;
         let mut live = wanted.clone();
         assert_eq!(difference(&live, &wanted), None);
-        let other = job(&manifest(), &JobInput { manifest_sha256: Some("ab".to_owned()) }).unwrap().metadata;
+        let other = job(&manifest(), &JobInput { manifest_sha256: Some("ab".to_owned()), ..JobInput::default() })
+            .unwrap()
+            .metadata;
         assert!(difference(&live, &other).unwrap().contains("template-hash"));
         live.annotations.as_mut().unwrap().insert("memoria.arca.run/template-hash".to_owned(), "00".to_owned());
         assert!(difference(&live, &wanted).unwrap().contains("template-hash is \"00\""));

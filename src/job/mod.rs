@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::snapshot::Result;
+use crate::snapshot::{Error, Result};
 use context::Context;
 use protocol::{JobOrder, JobReport};
 
@@ -79,6 +79,9 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
         JobOrder::Snapshot(order) => snapshot::run(context, order).await,
         JobOrder::Guard(order) => guard::run(context, order, stop).await,
         JobOrder::Check(order) => Ok(check::run(order).await),
+        JobOrder::Baseline(_) | JobOrder::Restore(_) => {
+            Err(Error::Order { what: "this image cannot restore yet".to_owned() })
+        }
     }
 }
 

@@ -44,6 +44,12 @@ pub enum JobOrder {
     Guard(GuardOrder),
     /// IngestionReenable and Verification, operator image: samples checks until they pass or their time is up.
     Check(CheckOrder),
+    /// Start, tool image, before clients write again: keeps keys and row hashes of every table, so that later writes can
+    /// be told apart.
+    Baseline(BaselineOrder),
+    /// Rollback, tool image: saves the failed state, then restores the snapshot in one transaction with its own proof and
+    /// marker.
+    Restore(RestoreOrder),
 }
 
 /// Common to all Jobs that open the database.
@@ -112,6 +118,31 @@ pub struct GuardOrder {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+pub struct BaselineOrder {
+    pub database: DatabaseTask,
+    /// Directory below [`STORAGE_MOUNT`]; made by this Job.
+    pub directory: String,
+    pub limit_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreOrder {
+    pub database: DatabaseTask,
+    /// The snapshot's directory, below [`STORAGE_MOUNT`].
+    pub directory: String,
+    /// For the failed state, late writes and evidence, below [`STORAGE_MOUNT`]; made by this Job.
+    pub failed_directory: String,
+    /// Where the baseline lies, if one was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline_directory: Option<String>,
+    /// How many rows written since the baseline may be taken back without asking.
+    pub data_loss_budget_rows: i64,
+    pub limit_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CheckOrder {
     pub checks: Vec<OrderedCheck>,
 }
@@ -139,6 +170,15 @@ pub struct JobInput {
     /// SHA-256 of the manifest that the journal names, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_sha256: Option<String>,
+    /// Restore: false when the targets never came back, so that no client can have written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late_writes_possible: bool,
+    /// Restore: a person accepted that rows written since the baseline are taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_data_loss: bool,
+    /// SHA-256 of the baseline that the journal names, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline_sha256: Option<String>,
 }
 
 /// A Job's answer: at most [`MAX_REPORT_BYTES`] as JSON, without secrets.
@@ -171,6 +211,8 @@ pub enum Facts {
     Check(CheckFacts),
     /// From the runner's `probe`, in a candidate's or prior image.
     Probe(ProbeFacts),
+    Baseline(BaselineFacts),
+    Restore(RestoreFacts),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,4 +292,44 @@ pub struct ProbeFacts {
     /// Whether `migrate run` knows `--all`.
     #[serde(default)]
     pub runs_all: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BaselineFacts {
+    pub tables: i32,
+    pub rows: i64,
+    /// SHA-256 of `baseline.json`, in hex.
+    pub sha256: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreFacts {
+    /// False: digests proved that nothing had changed, or the report says why nothing was restored.
+    pub restored: bool,
+    /// Of the snapshot, as it is live again.
+    pub rows: i64,
+    pub tables: i32,
+    pub data_digest: String,
+    /// Directory of the failed state, below [`STORAGE_MOUNT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_state: Option<String>,
+    pub failed_state_bytes: i64,
+    /// Rows written since the baseline, which the restore takes back.
+    pub late_inserted: i64,
+    pub late_updated: i64,
+    pub late_deleted: i64,
+    /// The same by table, at most ten.
+    pub late_tables: Vec<TableLate>,
+}
+
+/// One table's rows written since the baseline.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableLate {
+    pub table: String,
+    pub inserted: i64,
+    pub updated: i64,
+    pub deleted: i64,
 }

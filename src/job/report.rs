@@ -43,7 +43,8 @@ pub fn texts(report: &mut JobReport) -> Vec<&mut String> {
         Some(Facts::Fence(facts)) => texts.extend(&mut facts.others),
         Some(Facts::Migrate(facts)) => texts.extend(facts.differences.iter_mut().chain(&mut facts.extra)),
         Some(Facts::Check(facts)) => texts.extend(facts.checks.iter_mut().map(|check| &mut check.message)),
-        Some(Facts::Reference(_) | Facts::Snapshot(_) | Facts::Probe(_)) | None => {}
+        Some(Facts::Restore(facts)) => texts.extend(facts.late_tables.iter_mut().map(|late| &mut late.table)),
+        Some(Facts::Reference(_) | Facts::Snapshot(_) | Facts::Probe(_) | Facts::Baseline(_)) | None => {}
     }
     texts
 }
@@ -57,6 +58,7 @@ pub fn fit(mut report: JobReport) -> JobReport {
             facts.differences.truncate(LIST_LIMIT);
             facts.extra.truncate(LIST_LIMIT);
         }
+        Some(Facts::Restore(facts)) => facts.late_tables.truncate(LIST_LIMIT),
         _ => {}
     }
     // The journal holds no longer ones.
@@ -75,6 +77,7 @@ pub fn fit(mut report: JobReport) -> JobReport {
             }
             Some(Facts::Probe(facts)) if !facts.migrations.is_empty() => drop(facts.migrations.pop()),
             Some(Facts::Inspect(facts)) if facts.findings.len() > 1 => drop(facts.findings.pop()),
+            Some(Facts::Restore(facts)) if !facts.late_tables.is_empty() => drop(facts.late_tables.pop()),
             Some(Facts::Check(facts)) if facts.checks.len() > 1 => drop(facts.checks.pop()),
             _ => report.facts = None,
         }

@@ -12,7 +12,10 @@ use serde_json::json;
 use crate::world::World;
 
 fn create(step: &str, sha: Option<&str>) -> Action {
-    Action::CreateJob { step: step.to_owned(), input: JobInput { manifest_sha256: sha.map(str::to_owned) } }
+    Action::CreateJob {
+        step: step.to_owned(),
+        input: JobInput { manifest_sha256: sha.map(str::to_owned), ..JobInput::default() },
+    }
 }
 
 const REPORT: &str = r#"{"v":1,"ok":true,"reason":"Done","message":"No session is left."}"#;

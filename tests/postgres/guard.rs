@@ -39,7 +39,7 @@ impl Ready {
             reference_directory: DIRECTORY.to_owned(),
             limit_seconds: 60,
         };
-        let input = JobInput { manifest_sha256: Some(self.manifest_sha256.clone()) };
+        let input = JobInput { manifest_sha256: Some(self.manifest_sha256.clone()), ..JobInput::default() };
         pod.spawn(&JobOrder::Guard(order), &input, &self.cluster.url_text())
     }
 
@@ -148,7 +148,7 @@ async fn another_manifest_and_another_database_are_refused() {
         reference_directory: DIRECTORY.to_owned(),
         limit_seconds: 60,
     });
-    let input = JobInput { manifest_sha256: Some(ready.manifest_sha256.clone()) };
+    let input = JobInput { manifest_sha256: Some(ready.manifest_sha256.clone()), ..JobInput::default() };
     let running = pod.spawn(&order, &input, &copy.url_text());
     assert!(!pod.go().await.proceed);
     let _: serde_json::Value = pod.wait_for("verdict.json").await;

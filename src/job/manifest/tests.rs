@@ -265,7 +265,7 @@ fn without_a_claim_an_empty_directory_takes_its_place() {
 #[test]
 fn the_input_reaches_the_container_with_the_order_and_changes_the_hash() {
     let pinned = migrate(&context(), SERVER, &[], "x").unwrap();
-    let input = |sha: &str| JobInput { manifest_sha256: Some(sha.to_owned()) };
+    let input = |sha: &str| JobInput { manifest_sha256: Some(sha.to_owned()), ..JobInput::default() };
     let job = with_input(pinned.clone(), &input("aa")).unwrap();
     let hash = |job: &Job| job.metadata.annotations.as_ref().unwrap()[TEMPLATE_HASH_ANNOTATION].clone();
     let guard = containers(&job).find(|c| c.name == "guard").unwrap();

@@ -24,7 +24,7 @@ fn step(cx: &Context<'_>) -> Step {
     if cx.plan.jobs.iter().all(|job| job.step != "migrate") {
         return Step::done("no migrations were asked for");
     }
-    let input = JobInput { manifest_sha256: Some(snapshot.manifest_sha256.clone()) };
+    let input = JobInput { manifest_sha256: Some(snapshot.manifest_sha256.clone()), ..JobInput::default() };
     let report = take!(cx.job("migrate", input));
     Step::Done(Box::new(Done { message: report.message.clone(), facts: report.facts.clone() }))
 }
