@@ -129,7 +129,10 @@ pub struct PlannedWorker {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedDatabase {
-    /// Major version of the server, e.g. 15.
+    /// `Postgresql` or `Sqlite`.
+    #[serde(default)]
+    pub engine: Engine,
+    /// Major version of the server, e.g. 15; of SQLite 3.
     pub major: i32,
     /// What tells it from every other database.
     pub identity: DatabaseIdentity,
@@ -137,17 +140,25 @@ pub struct PlannedDatabase {
     pub bytes: i64,
 }
 
-/// What tells one PostgreSQL database from every other.
+/// Which database it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Engine {
+    #[default]
+    Postgresql,
+    Sqlite,
+}
+
+/// What tells one database from every other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseIdentity {
-    /// `system_identifier` of the server's control file.
+    /// `system_identifier` of the server's control file; of SQLite the UID of the claim whose volume holds the file.
     pub system_identifier: String,
-    /// The database's name.
+    /// The database's name; of SQLite the file's path below the volume's root.
     pub name: String,
-    /// OID in `pg_database`.
+    /// OID in `pg_database`; of SQLite 0.
     pub oid: i64,
-    /// Host and port of the URL, without credentials.
+    /// Host and port of the URL, without credentials; `sqlite` of SQLite.
     pub host: String,
 }
 

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::{
         release::{CheckResult, Verdict},
-        upgrade::DatabaseIdentity,
+        upgrade::{DatabaseIdentity, Engine},
     },
     snapshot::{Error, Result, dump, identity, markers, peers, quote_ident, session::execute},
 };
@@ -60,6 +60,9 @@ pub async fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
         tables: i32::try_from(tables).unwrap_or(i32::MAX),
         findings,
         unfinished,
+        engine: Engine::Postgresql,
+        data_volume: None,
+        path: None,
     };
     Ok(report::done(message, Facts::Inspect(facts)))
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{
     GoDuration,
     release::CheckResult,
-    upgrade::{Category, DatabaseIdentity, MigrationRecord},
+    upgrade::{Category, DatabaseIdentity, Engine, MigrationRecord},
 };
 
 /// Environment variable with the order, a [`JobOrder`] as JSON. Pinned in the plan.
@@ -63,6 +63,24 @@ pub struct DatabaseTask {
     /// The database must be this one; absent only in Inspect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<DatabaseIdentity>,
+    /// SQLite: the claims of the Server's pod, mounted in this Job at the same places as there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<DataVolume>,
+    /// SQLite: the Server container's explicit `workingDir`, for a URL with a relative path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_directory: Option<String>,
+}
+
+/// A claim's volume as the Server's container has it, and the Job's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DataVolume {
+    pub claim_name: String,
+    /// Another claim of the same name is another volume.
+    pub claim_uid: String,
+    pub mount_path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,9 +244,17 @@ pub struct InspectFacts {
     pub tables: i32,
     /// Failed or Inconclusive checks only, each with object and fix; `Passed` needs no words.
     pub findings: Vec<CheckResult>,
-    /// Names of unfinished attempts in the database's marker table.
+    /// Names of unfinished attempts in the database's marker table, or in the marker file beside an SQLite database.
     #[serde(default)]
     pub unfinished: Vec<String>,
+    #[serde(default)]
+    pub engine: Engine,
+    /// SQLite: the volume that holds the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_volume: Option<DataVolume>,
+    /// SQLite: the file's absolute path in the Server's container, and in every Job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -111,7 +111,7 @@ mod tests {
     use crate::{
         api::{
             release::{CheckResult, Verdict},
-            upgrade::{DatabaseIdentity, MigrationRecord},
+            upgrade::{DatabaseIdentity, Engine, MigrationRecord},
         },
         job::protocol::{FenceFacts, InspectFacts, MigrateFacts},
     };
@@ -143,6 +143,9 @@ mod tests {
                     tables: 1,
                     findings: messages.into_iter().map(finding).collect(),
                     unfinished,
+                    engine: Engine::Postgresql,
+                    data_volume: None,
+                    path: None,
                 })
             }),
         ]

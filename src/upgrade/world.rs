@@ -14,7 +14,8 @@ use crate::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
         release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkloadKind, WorkloadRef},
         upgrade::{
-            Category, DatabaseIdentity, PlannedDatabase, PlannedJob, PlannedStorage, PlannedTarget, PlannedWorker,
+            Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedStorage, PlannedTarget,
+            PlannedWorker,
         },
     },
     job::protocol::{Facts, JobReport, SnapshotFacts},
@@ -123,6 +124,7 @@ impl World {
                 off_value: "false".into(),
             }),
             database: PlannedDatabase {
+                engine: Engine::Postgresql,
                 major: 15,
                 identity: DatabaseIdentity {
                     system_identifier: "1".into(),

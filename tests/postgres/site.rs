@@ -211,7 +211,8 @@ pub async fn identity(cluster: &Cluster) -> DatabaseIdentity {
 
 pub async fn task(cluster: &Cluster, attempt: &str) -> DatabaseTask {
     let identity = Some(identity(cluster).await);
-    DatabaseTask { attempt: attempt.to_owned(), release_uid: RELEASE.to_owned(), identity }
+    let (attempt, release_uid) = (attempt.to_owned(), RELEASE.to_owned());
+    DatabaseTask { attempt, release_uid, identity, volumes: Vec::new(), working_directory: None }
 }
 
 pub async fn snapshot_order(cluster: &Cluster) -> SnapshotOrder {

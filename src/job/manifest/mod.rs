@@ -263,7 +263,13 @@ pub fn bootstrap(ctx: &JobContext, server_image: &str) -> Result<Job, RenderErro
 }
 
 fn task(ctx: &JobContext) -> DatabaseTask {
-    DatabaseTask { attempt: ctx.attempt.clone(), release_uid: ctx.release_uid.clone(), identity: ctx.identity.clone() }
+    DatabaseTask {
+        attempt: ctx.attempt.clone(),
+        release_uid: ctx.release_uid.clone(),
+        identity: ctx.identity.clone(),
+        volumes: Vec::new(),
+        working_directory: None,
+    }
 }
 
 fn identified(ctx: &JobContext, step: &'static str) -> Result<DatabaseTask, RenderError> {

@@ -118,6 +118,7 @@ pub(super) fn make(
         workers,
         maintenance_flag: spec.ingestion.maintenance_flag.clone(),
         database: PlannedDatabase {
+            engine: found.facts.engine,
             major: found.facts.major,
             identity: found.facts.identity.clone(),
             bytes: found.facts.bytes,

@@ -19,7 +19,7 @@ use crate::{
             CheckResult, Current, CurrentImage, MemoriaReleaseStatus, PreFlightStatus, Role, Verdict, WorkloadKind,
             WorkloadRef,
         },
-        upgrade::{Category, DatabaseIdentity},
+        upgrade::{Category, DatabaseIdentity, Engine},
     },
     cluster::adopt::{Adopted, AdoptedTarget, AdoptedWorkload, Claim},
     job::protocol::{Facts, InspectFacts, JobReport, ProbeFacts, ReferenceFacts},
@@ -159,6 +159,9 @@ impl Case {
             tables: 17,
             findings: Vec::new(),
             unfinished: Vec::new(),
+            engine: Engine::Postgresql,
+            data_volume: None,
+            path: None,
         };
         change(&mut facts);
         self.report("inspect", Facts::Inspect(facts), None);
