@@ -148,6 +148,12 @@ pub enum Engine {
     Sqlite,
 }
 
+impl Engine {
+    pub fn is_postgresql(&self) -> bool {
+        *self == Self::Postgresql
+    }
+}
+
 /// What tells one database from every other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -99,6 +99,9 @@ pub struct ReferenceOrder {
     pub needed_bytes: i64,
     /// How long the runner beside it may take, in seconds.
     pub limit_seconds: u64,
+    /// What to build it on: an ephemeral server, or a new SQLite file in the shared mount.
+    #[serde(default, skip_serializing_if = "Engine::is_postgresql")]
+    pub engine: Engine,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

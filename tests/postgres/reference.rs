@@ -3,7 +3,7 @@
 use std::fs;
 
 use memoria_operator::{
-    api::upgrade::Category,
+    api::upgrade::{Category, Engine},
     job::protocol::{Facts, JobInput, JobOrder, ReferenceFacts, ReferenceOrder},
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -19,6 +19,7 @@ pub fn order(needed_bytes: i64) -> JobOrder {
         directory: DIRECTORY.to_owned(),
         needed_bytes,
         limit_seconds: 60,
+        engine: Engine::Postgresql,
     })
 }
 

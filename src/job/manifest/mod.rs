@@ -30,7 +30,7 @@ use super::protocol::{
 };
 use crate::api::{
     release::{Check, Timeouts},
-    upgrade::DatabaseIdentity,
+    upgrade::{DatabaseIdentity, Engine},
 };
 
 /// How long no session of the application may be seen before the fence counts as proved, in seconds.
@@ -153,6 +153,7 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
         directory: ctx.storage_directory.clone(),
         needed_bytes,
         limit_seconds,
+        engine: Engine::Postgresql,
     };
     let guard = ours(ctx, GUARD, tools(ctx, "reference")?, &JobOrder::Reference(order))?;
     let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;
