@@ -9,6 +9,9 @@ pub const STALLED: &str = "Stalled";
 /// True while the attempt keeps Memoria's writers stopped.
 pub const INGESTION_STOPPED: &str = "IngestionStopped";
 
+/// True while the attempt waits for a MemoriaDecision.
+pub const AWAITING_DECISION: &str = "AwaitingDecision";
+
 /// Reasons: CamelCase, stable, one for each thing that a person would do differently.
 pub mod reason {
     /// The running version is the desired one; nothing to do.
@@ -27,6 +30,12 @@ pub mod reason {
     /// The attempt failed after ingestion was back; the new version keeps running.
     pub const UNVERIFIED: &str = "Unverified";
     pub const ABORTED: &str = "Aborted";
+    /// The prior images and the snapshot are back, proved.
+    pub const ROLLED_BACK: &str = "RolledBack";
+    /// Neither forward nor back: writers stay stopped, both copies of the data are kept.
+    pub const ROLLBACK_FAILED: &str = "RollbackFailed";
+    /// The way back would set rows aside beyond the budget.
+    pub const DATA_LOSS_OVER_BUDGET: &str = "DataLossOverBudget";
     /// A marker of an attempt was found whose journal is gone.
     pub const JOURNAL_LOST: &str = "JournalLost";
     /// The running image is not the one last recorded, and no attempt of ours moved it.

@@ -25,8 +25,7 @@ pub struct MemoriaDecisionSpec {
     /// The MemoriaRelease in this namespace that is decided about. Example: `memoria`.
     #[schemars(length(min = 1, max = 32))]
     pub release_name: String,
-    /// What is to be done. `Abort` ends the attempt: before the image moved, what ran before is brought back; after it,
-    /// writers stay stopped.
+    /// What is to be done.
     pub action: DecisionAction,
     /// The attempt (a MemoriaUpgrade) that the decision is bound to. Example: `memoria-12`.
     #[schemars(length(min = 1, max = 63))]
@@ -40,6 +39,11 @@ pub struct MemoriaDecisionSpec {
 /// The acts that a person can order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum DecisionAction {
-    /// End the attempt: before the image moved, what ran before is brought back; after it, writers stay stopped.
+    /// End the attempt: before the image moved, what ran before is brought back; after it, image and data are taken
+    /// back. An attempt that ended with writers stopped is released: its marks go, nothing else is touched.
     Abort,
+    /// Take image and data of an ended attempt back to before it. Rows written since count against the budget.
+    Rollback,
+    /// Let the way back go on although rows that were written since Start will be set aside.
+    AcceptDataLoss,
 }

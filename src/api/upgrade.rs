@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    decision::DecisionAction,
     release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkloadRef},
     schema,
 };
@@ -82,6 +83,19 @@ pub struct MemoriaUpgradeSpec {
     /// What the pre-flight checks said.
     #[schemars(length(max = 64))]
     pub checks: Vec<CheckResult>,
+    /// How a failure is taken back.
+    #[serde(default)]
+    pub rollback: PlannedRollback,
+}
+
+/// How a failure is taken back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedRollback {
+    /// False: a failure after the image moved stops, and waits for a Rollback decision.
+    pub automatic: bool,
+    /// Rows written since Start that a rollback may set aside without asking.
+    pub data_loss_budget_rows: i64,
 }
 
 /// A target as it was found and as it shall be.
@@ -182,7 +196,7 @@ pub struct PlannedStorage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedJob {
-    /// The step: `fence`, `snapshot`, `migrate`, `gate`, `bootstrap`, `verify`.
+    /// The step, e.g. `fence`, `snapshot`, `migrate`, `baseline`, `gate`, `verify`, `restore`.
     pub step: String,
     /// The whole `batch/v1` Job.
     #[schemars(schema_with = "schema::anything")]
@@ -202,6 +216,10 @@ pub enum Outcome {
     Unverified,
     /// Ended by a person before anything was touched, or after a halt.
     Aborted,
+    /// Failed after the image moved: the prior images and the snapshot are back, proved.
+    RolledBack,
+    /// Neither forward nor back: writers stay stopped, both copies of the data are kept.
+    RollbackFailed,
 }
 
 /// The journal of one attempt.
@@ -236,6 +254,13 @@ pub struct MemoriaUpgradeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub checks: Vec<CheckResult>,
+    /// What the way back did; present from its first phase on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRecord>,
+    /// The decisions that were acted on, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub decisions: Vec<DecisionRecord>,
     /// When the first writer was told to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writers_stopped_at: Option<Time>,
@@ -330,6 +355,51 @@ pub struct SnapshotRecord {
     pub data_digest: String,
     /// When it was read back and restored into scratch.
     pub verified_at: Time,
+}
+
+/// What the way back did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackRecord {
+    /// The decision that is waited for, with writers stopped: `AcceptDataLoss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awaiting: Option<String>,
+    /// Whether the snapshot was restored; false when digests proved that nothing had changed. Absent before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<bool>,
+    /// SHA-256 over schema and all tables' digests after it, in hex: the snapshot's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_digest: Option<String>,
+    /// Rows in the database after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<i64>,
+    /// Where the failed state and the late writes lie, below the volume's root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_state: Option<String>,
+    /// Rows inserted, updated and deleted since Start, set aside in `failedState`.
+    #[serde(default)]
+    pub late_inserted: i64,
+    #[serde(default)]
+    /// See `lateInserted`.
+    pub late_updated: i64,
+    #[serde(default)]
+    /// See `lateInserted`.
+    pub late_deleted: i64,
+    /// What made the way back fail; present only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// A decision that was acted on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionRecord {
+    /// The MemoriaDecision's name.
+    pub name: String,
+    /// What it ordered.
+    pub action: DecisionAction,
+    /// When it was acted on.
+    pub at: Time,
 }
 
 /// One migration's fate.

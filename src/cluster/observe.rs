@@ -31,7 +31,7 @@ pub async fn observe(
     upgrade: &MemoriaUpgrade,
 ) -> Result<Observed, ClusterError> {
     let plan = &upgrade.spec;
-    let (own, attempt) = (release.name_any(), upgrade.name_any());
+    let attempt = upgrade.name_any();
     let targets = try_join_all(plan.targets.iter().map(async |t| {
         let seen = observe_workload(client, ns, &t.workload, Some(&t.container)).await?;
         Ok::<_, ClusterError>(seen.map(|w| (t.name.clone(), w)))
@@ -44,9 +44,9 @@ pub async fn observe(
     let flag = observe_flag(client, ns, plan.maintenance_flag.as_ref());
     let live_jobs = try_join_all(plan.jobs.iter().map(|job| observe_planned(client, ns, job)));
     let own_pods = pods_of(client, ns, &attempt);
-    let abort = abort_order(client, ns, &own, &attempt);
-    let (targets, workers, flag, live_jobs, own_pods, abort) =
-        futures::try_join!(targets, workers, flag, live_jobs, own_pods, abort)?;
+    let orders = orders(client, ns, release, upgrade);
+    let (targets, workers, flag, live_jobs, own_pods, orders) =
+        futures::try_join!(targets, workers, flag, live_jobs, own_pods, orders)?;
 
     let mut observed = Observed {
         refusal: None,
@@ -55,11 +55,7 @@ pub async fn observe(
         flag,
         jobs: BTreeMap::new(),
         candidates: BTreeMap::new(),
-        orders: Orders {
-            suspend: release.spec.suspend,
-            abort,
-            deleting: release.metadata.deletion_timestamp.is_some(),
-        },
+        orders,
     };
     let recorded = upgrade.status.as_ref().and_then(|s| s.snapshot.as_ref()).map(|s| s.manifest_sha256.as_str());
     for (planned, job) in plan.jobs.iter().zip(live_jobs) {
@@ -161,20 +157,35 @@ async fn pods_of(client: &Client, ns: &str, attempt: &str) -> Result<Vec<Pod>, C
     Ok(bounded("list the pods of", attempt, api.list(&selector)).await?.items)
 }
 
-/// Name of the oldest decision that aborts this attempt.
-async fn abort_order(client: &Client, ns: &str, release: &str, attempt: &str) -> Result<Option<String>, ClusterError> {
+/// What people ordered about this attempt, by its decisions and by the release itself. Each decision is named until the
+/// journal says that it was acted on, the oldest first.
+pub async fn orders(
+    client: &Client,
+    ns: &str,
+    release: &MemoriaRelease,
+    upgrade: &MemoriaUpgrade,
+) -> Result<Orders, ClusterError> {
+    let (own, attempt) = (release.name_any(), upgrade.name_any());
     let api: Api<MemoriaDecision> = Api::namespaced(client.clone(), ns);
-    let list = bounded("list the decisions about", release, api.list(&ListParams::default())).await?;
-    let mut aborts: Vec<_> = list
+    let list = bounded("list the decisions about", &own, api.list(&ListParams::default())).await?;
+    let done = upgrade.status.as_ref().map(|journal| journal.decisions.as_slice()).unwrap_or_default();
+    let mut open: Vec<_> = list
         .items
         .into_iter()
-        .filter(|d| {
-            d.spec.release_name == release && d.spec.attempt == attempt && d.spec.action == DecisionAction::Abort
-        })
-        .map(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()))
+        .filter(|d| d.spec.release_name == own && d.spec.attempt == attempt)
+        .filter(|d| done.iter().all(|known| known.name != d.name_any()))
+        .map(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any(), d.spec.action))
         .collect();
-    aborts.sort();
-    Ok(aborts.into_iter().next().map(|(_, name)| name))
+    open.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    let oldest = |action| open.iter().find(|(_, _, a)| *a == action).map(|(_, name, _)| name.clone());
+    Ok(Orders {
+        suspend: release.spec.suspend,
+        abort: oldest(DecisionAction::Abort),
+        rollback: oldest(DecisionAction::Rollback),
+        accept_data_loss: oldest(DecisionAction::AcceptDataLoss),
+        returned: release.spec.version == upgrade.spec.from,
+        deleting: release.metadata.deletion_timestamp.is_some(),
+    })
 }
 
 /// A running Job without trouble of its own, explained by events where nothing else can: no pod could be made (quota,

@@ -122,7 +122,8 @@ pub async fn finish(
     outcome: Outcome,
 ) -> Result<(), ClusterError> {
     let client = &context.client;
-    if outcome != Outcome::Halted && subject.release.finalizers().iter().any(|f| f == marks::FINALIZER) {
+    let stopped = matches!(outcome, Outcome::Halted | Outcome::RollbackFailed);
+    if !stopped && subject.release.finalizers().iter().any(|f| f == marks::FINALIZER) {
         delete_run_jobs(client, &subject.namespace, &upgrade.spec.run).await?;
         let_go(client, &subject.release).await?;
     }

@@ -15,7 +15,9 @@ use crate::{
         marks,
         upgrade::{MACHINE_VERSION, Outcome},
     },
-    cluster::{ClusterError, client::bounded, events::Events, lease::Leadership, watches::OpenAttempts},
+    cluster::{
+        ClusterError, client::bounded, events::Events, lease::Leadership, observe::orders, watches::OpenAttempts,
+    },
     upgrade::preflight::{Answer, OperatorImages, run_name},
 };
 
@@ -60,8 +62,15 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             context.open.set(namespace, name, true);
             attempt::drive(context, &subject, upgrade.clone()).await
         }
-        (Some(upgrade), Some(Outcome::Halted)) => {
+        (Some(upgrade), Some(Outcome::Halted | Outcome::RollbackFailed)) => {
             context.open.set(namespace, name, false);
+            attempt::drive(context, &subject, upgrade.clone()).await
+        }
+        (Some(upgrade), Some(Outcome::Succeeded | Outcome::Unverified))
+            if taken_back(context, &subject, upgrade).await? =>
+        {
+            attempt::hold(&context.client, &subject.release).await?;
+            context.open.set(namespace, name, true);
             attempt::drive(context, &subject, upgrade.clone()).await
         }
         (Some(upgrade), Some(ended)) => {
@@ -93,6 +102,15 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             preflight::drive(context, &subject).await
         }
     }
+}
+
+/// Whether a person ordered that the ended attempt be taken back.
+async fn taken_back(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade) -> Result<bool, ClusterError> {
+    if subject.release.metadata.deletion_timestamp.is_some() {
+        return Ok(false);
+    }
+    let orders = orders(&context.client, &subject.namespace, &subject.release, upgrade).await?;
+    Ok(orders.rollback.is_some())
 }
 
 /// Whether the release's status already tells how this attempt ended: only then may its images be compared with it.

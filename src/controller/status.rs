@@ -7,13 +7,14 @@ use kube::ResourceExt as _;
 
 use crate::{
     api::{
-        MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade,
+        MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade, MemoriaUpgradeStatus,
         conditions::{self, reason},
+        decision::DecisionAction,
         marks,
         release::{AttemptSummary, Current, CurrentImage, IngestionState, IngestionStatus, PreFlightStatus},
         upgrade::Outcome,
     },
-    upgrade::{image::ImageRef, preflight::Answer},
+    upgrade::{image::ImageRef, phase::RESTORE, preflight::Answer},
 };
 
 /// How the release is, for kstatus and people.
@@ -150,6 +151,11 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
         None if release.spec.suspend && message.starts_with("suspended") => {
             (Standing::Working, reason::SUSPENDED, message, Some(unsuspend(release)))
         }
+        None if awaiting(&journal) => {
+            let next = decide(upgrade, DecisionAction::AcceptDataLoss);
+            let message = format!("{}; to go on: {next}", named(&journal.phase, &message));
+            (Standing::Stalled, reason::DATA_LOSS_OVER_BUDGET, message, Some(next))
+        }
         None => (Standing::Working, reason::PROGRESSING, named(&journal.phase, &message), None),
         Some(Outcome::Succeeded) => {
             let message = format!("{} runs; writers were stopped {} s", plan.to, seconds.unwrap_or_default());
@@ -165,15 +171,29 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
         }
         Some(Outcome::Unverified) => {
             let message = format!("{message}; {} keeps running, the snapshot is kept", plan.to);
-            (Standing::Stalled, reason::UNVERIFIED, message, Some(ask_again(release)))
+            let next = restorable(upgrade).then(|| decide(upgrade, DecisionAction::Rollback));
+            (Standing::Stalled, reason::UNVERIFIED, message, next.or_else(|| Some(ask_again(release))))
+        }
+        Some(Outcome::RolledBack) => {
+            let (message, next) = rolled_back(release, upgrade, &message);
+            (Standing::Stalled, reason::ROLLED_BACK, message, Some(next))
+        }
+        Some(Outcome::RollbackFailed) => {
+            let (message, next) = halted(upgrade, &message);
+            (Standing::Stalled, reason::ROLLBACK_FAILED, message, Some(next))
         }
         Some(Outcome::Aborted) => (Standing::Stalled, reason::ABORTED, message, Some(ask_again(release))),
     };
     status.next_action = next;
-    if matches!(journal.outcome, Some(Outcome::Succeeded | Outcome::Halted | Outcome::Unverified)) {
-        status.current = Some(after(release, upgrade, journal.outcome));
+    let moved =
+        [Outcome::Succeeded, Outcome::Halted, Outcome::Unverified, Outcome::RolledBack, Outcome::RollbackFailed];
+    if let Some(outcome) = journal.outcome.filter(|outcome| moved.contains(outcome)) {
+        status.current = Some(after(release, upgrade, outcome));
     }
     stand(&mut status, release, standing, reason, &message, now);
+    if awaiting(&journal) {
+        set(&mut status.conditions, release, conditions::AWAITING_DECISION, "True", reason, &message, now);
+    }
     if stopped {
         let since = journal.writers_stopped_at.as_ref().map(|at| at.0.strftime("%H:%M:%SZ").to_string());
         let why = journal.phase.clone().unwrap_or_default();
@@ -198,6 +218,59 @@ fn unsuspend(release: &MemoriaRelease) -> String {
     )
 }
 
+/// The command that makes a decision about this attempt.
+fn decide(upgrade: &MemoriaUpgrade, action: DecisionAction) -> String {
+    let name = upgrade.name_any();
+    let decision = serde_json::json!({
+        "apiVersion": "memoria.arca.run/v1alpha1",
+        "kind": "MemoriaDecision",
+        "metadata": {"generateName": format!("{name}-")},
+        "spec": {
+            "releaseName": upgrade.spec.release_name,
+            "attempt": name,
+            "action": action,
+            "reason": "decided by hand",
+        },
+    });
+    format!("echo '{decision}' | kubectl -n {} create -f -", upgrade.namespace().unwrap_or_default())
+}
+
+fn awaiting(journal: &MemoriaUpgradeStatus) -> bool {
+    journal.outcome.is_none() && journal.rollback.as_ref().is_some_and(|rollback| rollback.awaiting.is_some())
+}
+
+/// Whether a person can still order the way back.
+fn restorable(upgrade: &MemoriaUpgrade) -> bool {
+    let snapshot = upgrade.status.as_ref().is_some_and(|journal| journal.snapshot.is_some());
+    snapshot && upgrade.spec.jobs.iter().any(|job| job.step == RESTORE)
+}
+
+/// What came back, and how to be Ready again.
+fn rolled_back(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
+    let rollback = upgrade.status.clone().unwrap_or_default().rollback.unwrap_or_default();
+    let data = match rollback.restored {
+        Some(true) => "the snapshot was restored and proved",
+        _ => "the data was proved unchanged",
+    };
+    let late = rollback.late_inserted + rollback.late_updated + rollback.late_deleted;
+    let aside = match &rollback.failed_state {
+        Some(place) if late > 0 => format!("; {late} later writes are set aside in {place}"),
+        _ => String::new(),
+    };
+    let from = &upgrade.spec.from;
+    let next = format!(
+        "kubectl -n {} patch mrel {} --type merge -p '{{\"spec\":{{\"version\":\"{from}\"}}}}'",
+        release.namespace().unwrap_or_default(),
+        release.name_any()
+    );
+    let text = format!(
+        "{message}; {from} runs again, {data}{aside}. Set spec.version back to {from}, or to a mended version; to try \
+         the same one again: {}",
+        ask_again(release)
+    );
+    (text, next)
+}
+
 /// What a person reads at night: both copies, where they lie, and the next command.
 fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
     let journal = upgrade.status.clone().unwrap_or_default();
@@ -214,12 +287,14 @@ fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
         "{message}; writers stay stopped, the database is as the failure left it, {}",
         snapshot.unwrap_or_else(|| "no snapshot was needed".to_owned())
     );
-    let name = upgrade.name_any();
-    let next = match journal.failure.as_ref().map(|failure| failure.phase.as_str()) {
-        Some("Migrate") => format!("kubectl -n {namespace} logs job/{name}-migrate --all-containers"),
-        _ => format!("kubectl -n {namespace} get mup {name} -o jsonpath='{{.status.failure.message}}'"),
+    let next = match restorable(upgrade) {
+        true => decide(upgrade, DecisionAction::Rollback),
+        false => {
+            let name = upgrade.name_any();
+            format!("kubectl -n {namespace} get mup {name} -o jsonpath='{{.status.failure.message}}'")
+        }
     };
-    (format!("{message}; next: {next}, then the runbook docs/runbooks/attempt-ended.md"), next)
+    (format!("{message}; next: {next}, or see docs/runbooks/attempt-ended.md"), next)
 }
 
 /// The number at the end of an attempt's name.
@@ -228,20 +303,25 @@ pub fn number(attempt: &str) -> i64 {
 }
 
 /// What runs after an attempt that moved the images.
-fn after(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, outcome: Option<Outcome>) -> Current {
+fn after(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, outcome: Outcome) -> Current {
+    let back = outcome == Outcome::RolledBack;
     Current {
         version: match outcome {
-            Some(Outcome::Halted) => "unknown".to_owned(),
+            Outcome::Halted | Outcome::RollbackFailed => "unknown".to_owned(),
+            Outcome::RolledBack => upgrade.spec.from.clone(),
             _ => upgrade.spec.to.clone(),
         },
         images: upgrade
             .spec
             .targets
             .iter()
-            .map(|target| CurrentImage {
-                target: target.name.clone(),
-                image: target.to_image.clone(),
-                digest: target.to_image.parse::<ImageRef>().ok().and_then(|image| image.digest),
+            .map(|target| {
+                let pinned = if back { &target.from_digest } else { &target.to_image };
+                CurrentImage {
+                    target: target.name.clone(),
+                    image: if back { target.from_image.clone() } else { target.to_image.clone() },
+                    digest: pinned.parse::<ImageRef>().ok().and_then(|image| image.digest),
+                }
             })
             .collect(),
         requested_at: release.annotations().get(marks::REQUESTED_AT_ANNOTATION).cloned(),

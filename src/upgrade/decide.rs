@@ -10,7 +10,10 @@ use super::{
 use crate::{
     api::{
         MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-        upgrade::{Category, Failure, Outcome, PhaseRecord, PhaseState, SnapshotRecord},
+        decision::DecisionAction,
+        upgrade::{
+            Category, DecisionRecord, Failure, Outcome, PhaseRecord, PhaseState, RollbackRecord, SnapshotRecord,
+        },
     },
     job::protocol::Facts,
 };
@@ -30,8 +33,8 @@ const RETRY: crate::api::GoDuration = crate::api::GoDuration::from_secs(10);
 /// Longest message kept in a journal, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// Decides the next journal and actions of one attempt. A closed attempt asks for nothing, except that a person's abort
-/// releases a halted one.
+/// Decides the next journal and actions of one attempt. A closed attempt asks for nothing, except that a person's
+/// decision takes it back, or releases one that stopped with writers off.
 pub fn decide(
     attempt: &str,
     namespace: &str,
@@ -42,7 +45,8 @@ pub fn decide(
 ) -> Decision {
     let driver = Driver { attempt, namespace, plan, seen, now };
     match (journal.outcome, journal.phases.last()) {
-        (Some(Outcome::Halted), _) if seen.orders.abort.is_some() => driver.release(journal),
+        (Some(outcome), _) if driver.may_go_back(outcome, journal) => driver.go_back(journal.clone()),
+        (Some(Outcome::Halted | Outcome::RollbackFailed), _) if seen.orders.abort.is_some() => driver.release(journal),
         (Some(_), _) => Decision { journal: journal.clone(), actions: Vec::new(), wake: None },
         (None, Some(record)) if record.state == PhaseState::Running => driver.continue_phase(journal, record),
         (None, _) => driver.begin_next(journal.clone()),
@@ -70,7 +74,7 @@ impl Driver<'_> {
         {
             return self.turn_back(journal.clone(), failure);
         }
-        let wake = if turning { None } else { self.deadline(phase, record) };
+        let wake = if turning && !is_back(phase) { None } else { self.deadline(phase, record) };
         let cx = Context {
             attempt: self.attempt,
             namespace: self.namespace,
@@ -85,19 +89,20 @@ impl Driver<'_> {
             && self.now >= deadline
             && let Step::Act { message, .. } | Step::Wait { message } = &step
         {
-            return self.turn_back(
-                journal.clone(),
-                Failure {
-                    phase: phase.name.to_owned(),
-                    category: Category::Environment,
-                    reason: "LimitExceeded".to_owned(),
-                    message: format!(
-                        "{} took longer than its limit of {}: {message}",
-                        phase.name,
-                        (phase.limit)(self.plan).unwrap_or(crate::api::GoDuration::from_secs(0))
-                    ),
-                },
-            );
+            let failure = Failure {
+                phase: phase.name.to_owned(),
+                category: Category::Environment,
+                reason: "LimitExceeded".to_owned(),
+                message: cut(format!(
+                    "{} took longer than its limit of {}: {message}",
+                    phase.name,
+                    (phase.limit)(self.plan).unwrap_or(crate::api::GoDuration::from_secs(0))
+                )),
+            };
+            return match turning {
+                true => self.stop_back(journal.clone(), failure),
+                false => self.turn_back(journal.clone(), failure),
+            };
         }
         let mut next = journal.clone();
         match (step, &self.seen.refusal) {
@@ -137,6 +142,10 @@ impl Driver<'_> {
                 Decision { journal: next, actions, wake }
             }
             Step::Wait { message } => {
+                let asked = turning && phase::asked(self.seen.jobs.get(phase::RESTORE)).is_some();
+                if phase.name == phase::IMPORT_SNAPSHOT && asked && !accepted(&next) {
+                    rollback(&mut next).awaiting = Some(format!("{:?}", DecisionAction::AcceptDataLoss));
+                }
                 self.say(&mut next, message, wake);
                 Decision { journal: next, actions: Vec::new(), wake }
             }
@@ -144,10 +153,18 @@ impl Driver<'_> {
                 if phase.name == phase::INGESTION_REENABLE && next.writers_back_at.is_none() {
                     next.writers_back_at = Some(Time(self.now));
                 }
+                if phase.name == phase::IMPORT_SNAPSHOT && key == phase::ACCEPTED {
+                    self.decided(&mut next, &value, DecisionAction::AcceptDataLoss);
+                    rollback(&mut next).awaiting = None;
+                }
                 if let Some(last) = next.phases.last_mut() {
                     last.done.insert(key, value);
                 }
                 Decision { journal: next, actions: Vec::new(), wake: Some(self.now) }
+            }
+            Step::Fail { category, reason, message } if is_back(phase) => {
+                let failure = Failure { phase: phase.name.to_owned(), category, reason, message: cut(message) };
+                self.stop_back(next, failure)
             }
             Step::Fail { message, .. } if turning => {
                 // There is nothing further back to turn to: wait, and say what for.
@@ -168,6 +185,9 @@ impl Driver<'_> {
     /// Begins the next phase of the way forward, or closes the attempt when there is none.
     fn begin_next(&self, mut journal: MemoriaUpgradeStatus) -> Decision {
         let last = journal.phases.last().map(|record| record.name.as_str());
+        if journal.failure.is_some() {
+            return self.go_on_back(journal);
+        }
         let next = match last {
             None => phase::FORWARD.first(),
             Some(last) => {
@@ -212,7 +232,7 @@ impl Driver<'_> {
             record.finished_at = Some(Time(self.now));
             record.message = cut(done.message);
         }
-        if phase.name == phase::RESUME.name {
+        if phase.name == phase::RESUME.name || phase.name == phase::RESUME_INGESTION {
             journal.writers_back_at = journal.writers_stopped_at.as_ref().map(|_| Time(self.now));
         }
         match done.facts {
@@ -229,6 +249,17 @@ impl Driver<'_> {
                 });
             }
             Some(Facts::Migrate(facts)) => journal.migrations = facts.migrations,
+            Some(Facts::Restore(facts)) => {
+                let record = rollback(journal);
+                record.awaiting = None;
+                record.restored = Some(facts.restored);
+                record.data_digest = Some(facts.data_digest);
+                record.rows = Some(facts.rows);
+                record.failed_state = facts.failed_state;
+                record.late_inserted = facts.late_inserted;
+                record.late_updated = facts.late_updated;
+                record.late_deleted = facts.late_deleted;
+            }
             Some(Facts::Check(facts)) => {
                 for check in facts.checks {
                     journal.checks.retain(|known| known.name != check.name);
@@ -250,28 +281,108 @@ impl Driver<'_> {
             record.finished_at = Some(Time(self.now));
             record.message.clone_from(&failure.message);
         }
-        let message = failure.message.clone();
+        let (message, category) = (failure.message.clone(), failure.category);
         journal.failure = Some(failure);
+        if let (Category::Decision, Some(decision)) = (category, &self.seen.orders.abort) {
+            self.decided(&mut journal, decision, DecisionAction::Abort);
+        }
         if untouched {
             return self.close(journal, Outcome::Aborted, message);
         }
+        // What a person ends is taken back whatever `automatic` says: it asks about failures.
+        let wanted = self.plan.rollback.automatic || category == Category::Decision;
+        let can = self.plan.jobs.iter().any(|job| job.step == phase::RESTORE) && journal.snapshot.is_some();
         let back = match (moved, ingesting) {
-            (_, true) => phase::LEAVE,
+            (false, _) => phase::RESUME,
+            (true, _) if wanted && can => return self.go_on_back(journal),
+            (true, true) => phase::LEAVE,
             (true, false) => phase::HALT,
-            (false, false) => phase::RESUME,
         };
         self.begin(&mut journal, back);
         Decision { journal, actions: Vec::new(), wake: Some(self.now) }
     }
 
-    fn close_turned(&self, journal: MemoriaUpgradeStatus, phase: &Phase) -> Decision {
-        let cause = journal.failure.as_ref().map(|f| format!("{} failed: {}", f.phase, f.message)).unwrap_or_default();
-        let outcome = match phase.name {
-            name if name == phase::HALT.name => Outcome::Halted,
-            name if name == phase::LEAVE.name => Outcome::Unverified,
-            _ => Outcome::Resumed,
+    /// Begins the next phase of the way back, or closes the attempt when there is none.
+    fn go_on_back(&self, mut journal: MemoriaUpgradeStatus) -> Decision {
+        let last = journal.phases.last().filter(|record| record.state == PhaseState::Passed);
+        let at = last.and_then(|last| phase::BACK.iter().position(|phase| phase.name == last.name));
+        let Some(next) = phase::BACK.get(at.map_or(0, |at| at + 1)) else {
+            let cause = cause(&journal);
+            return self.close(journal, Outcome::RolledBack, cause);
         };
-        self.close(journal, outcome, cause)
+        rollback(&mut journal);
+        if at.is_none() && journal.writers_back_at.is_some() {
+            // They are stopped a second time.
+            (journal.writers_stopped_at, journal.writers_back_at) = (None, None);
+        }
+        self.begin(&mut journal, next);
+        Decision { journal, actions: Vec::new(), wake: Some(self.now) }
+    }
+
+    /// The way back failed: writers stay stopped, both copies of the data are kept.
+    fn stop_back(&self, mut journal: MemoriaUpgradeStatus, failure: Failure) -> Decision {
+        if let Some(record) = journal.phases.last_mut() {
+            record.state = PhaseState::Failed;
+            record.finished_at = Some(Time(self.now));
+            record.message.clone_from(&failure.message);
+        }
+        let record = rollback(&mut journal);
+        record.awaiting = None;
+        record.failure = Some(failure);
+        journal.writers_back_at = None;
+        self.begin(&mut journal, phase::HALT);
+        Decision { journal, actions: Vec::new(), wake: Some(self.now) }
+    }
+
+    /// Whether a person's decision can take this ended attempt back.
+    fn may_go_back(&self, outcome: Outcome, journal: &MemoriaUpgradeStatus) -> bool {
+        let stands =
+            matches!(outcome, Outcome::Succeeded | Outcome::Unverified | Outcome::Halted | Outcome::RollbackFailed);
+        stands
+            && self.seen.orders.rollback.is_some()
+            && journal.snapshot.is_some()
+            && self.plan.jobs.iter().any(|job| job.step == phase::RESTORE)
+    }
+
+    /// Opens an ended attempt again, to take it back.
+    fn go_back(&self, mut journal: MemoriaUpgradeStatus) -> Decision {
+        let decision = self.seen.orders.rollback.clone().unwrap_or_default();
+        self.decided(&mut journal, &decision, DecisionAction::Rollback);
+        let failure = Failure {
+            phase: journal.phases.last().map(|record| record.name.clone()).unwrap_or_default(),
+            category: Category::Decision,
+            reason: "TakenBack".to_owned(),
+            message: format!("taken back by decision {decision}"),
+        };
+        journal.failure.get_or_insert(failure);
+        journal.rollback = None;
+        journal.outcome = None;
+        journal.finished_at = None;
+        self.go_on_back(journal)
+    }
+
+    fn close_turned(&self, journal: MemoriaUpgradeStatus, phase: &Phase) -> Decision {
+        if is_back(phase) {
+            return self.go_on_back(journal);
+        }
+        let failed_back = journal.rollback.as_ref().and_then(|rollback| rollback.failure.as_ref());
+        let (outcome, message) = match (phase.name, failed_back) {
+            (name, Some(back)) if name == phase::HALT.name => {
+                let message = format!("{} failed: {}; before that, {}", back.phase, back.message, cause(&journal));
+                (Outcome::RollbackFailed, message)
+            }
+            (name, None) if name == phase::HALT.name => (Outcome::Halted, cause(&journal)),
+            (name, _) if name == phase::LEAVE.name => (Outcome::Unverified, cause(&journal)),
+            _ => (Outcome::Resumed, cause(&journal)),
+        };
+        self.close(journal, outcome, message)
+    }
+
+    /// Notes that a decision was acted on; it is not acted on twice.
+    fn decided(&self, journal: &mut MemoriaUpgradeStatus, name: &str, action: DecisionAction) {
+        if journal.decisions.iter().all(|known| known.name != name) {
+            journal.decisions.push(DecisionRecord { name: name.to_owned(), action, at: Time(self.now) });
+        }
     }
 
     fn close(&self, mut journal: MemoriaUpgradeStatus, outcome: Outcome, message: String) -> Decision {
@@ -296,8 +407,10 @@ impl Driver<'_> {
         let actions: Vec<_> = targets.chain(workers).collect();
         if actions.is_empty() {
             let who = self.seen.orders.abort.clone().unwrap_or_default();
+            let mut journal = journal.clone();
+            self.decided(&mut journal, &who, DecisionAction::Abort);
             return self.close(
-                journal.clone(),
+                journal,
                 Outcome::Aborted,
                 format!("released by decision {who}; replicas, images and data were left as they are"),
             );
@@ -309,6 +422,7 @@ impl Driver<'_> {
         let why = match (&self.seen.orders.abort, self.seen.orders.deleting) {
             (Some(decision), _) => format!("aborted by decision {decision}"),
             (None, true) => "the release is being deleted".to_owned(),
+            (None, false) if self.seen.orders.returned => format!("spec.version is {} again", self.plan.from),
             (None, false) => return None,
         };
         Some(Failure {
@@ -336,6 +450,24 @@ impl Driver<'_> {
         }
         journal.message = Some(message);
     }
+}
+
+/// Whether it is a phase of the way back, which can itself fail.
+fn is_back(phase: &Phase) -> bool {
+    phase::BACK.iter().any(|back| back.name == phase.name)
+}
+
+fn rollback(journal: &mut MemoriaUpgradeStatus) -> &mut RollbackRecord {
+    journal.rollback.get_or_insert_default()
+}
+
+fn accepted(journal: &MemoriaUpgradeStatus) -> bool {
+    journal.phases.last().is_some_and(|record| record.done.contains_key(phase::ACCEPTED))
+}
+
+/// Why the attempt turned back, in words.
+fn cause(journal: &MemoriaUpgradeStatus) -> String {
+    journal.failure.as_ref().map(|f| format!("{} failed: {}", f.phase, f.message)).unwrap_or_default()
 }
 
 /// At most [`MAX_MESSAGE`] bytes, cut between characters.

@@ -37,8 +37,14 @@ pub struct Refusal {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders {
     pub suspend: bool,
-    /// Name of a MemoriaDecision that aborts this attempt.
+    /// Name of a MemoriaDecision that aborts this attempt and was not acted on yet.
     pub abort: Option<String>,
+    /// The same, of one that takes the ended attempt back.
+    pub rollback: Option<String>,
+    /// The same, of one that lets late writes be set aside.
+    pub accept_data_loss: Option<String>,
+    /// spec.version is the attempt's `from` again.
+    pub returned: bool,
     /// The release is being deleted.
     pub deleting: bool,
 }

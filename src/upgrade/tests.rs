@@ -58,6 +58,7 @@ fn nothing_irreversible_happens_before_what_it_rests_on() {
         "job migrate",
         "candidate server",
         "delete candidate server",
+        "job baseline",
         "scale deployment/server 2",
         "candidate dashboard",
         "scale deployment/dashboard 1",
@@ -99,34 +100,171 @@ fn a_failure_before_the_image_moved_brings_back_what_ran_before() {
     }
 }
 
+/// Image, data, replicas, flag and marks are as before, by the acts that the way back is made of, in their order.
+fn rolled_back(world: &World) {
+    assert_eq!(world.journal.outcome, Some(Outcome::RolledBack), "{:?}", world.journal.message);
+    as_before(world);
+    assert!(world.seen.targets.values().all(|target| target.image == OLD));
+    assert!(world.seen.candidates.is_empty());
+    let rollback = world.journal.rollback.as_ref().unwrap();
+    assert_eq!((rollback.restored, rollback.data_digest.as_deref()), (Some(true), Some("d")));
+    assert!(rollback.failure.is_none() && rollback.awaiting.is_none());
+    let restore = world.acts.iter().rposition(|act| act.starts_with("job restore")).unwrap();
+    let rest = &world.acts[restore..];
+    let after =
+        |what: &str| rest.iter().position(|act| act.starts_with(what)).unwrap_or_else(|| panic!("{what}: {rest:?}"));
+    let image = format!("image deployment/server {OLD}");
+    let mut order = vec!["scale deployment/server 2", "flag false", "scale deployment/ingest 3"];
+    if world.acts.iter().any(|act| act.ends_with(NEW)) {
+        order.insert(0, &image);
+    }
+    let places: Vec<_> = order.into_iter().map(after).collect();
+    assert!(places.is_sorted(), "{rest:?}");
+    assert!(!world.acts[..restore].iter().any(|act| act.starts_with("image") && act.ends_with(OLD)));
+}
+
+const AFTER_THE_BUMP: [Fault; 5] = [
+    Fault::JobFails { step: "migrate", category: Category::Candidate, reason: "MigrateFailed" },
+    Fault::JobVanishes { step: "migrate" },
+    Fault::JobHangs { step: "migrate" },
+    Fault::CandidatePull,
+    Fault::CandidateCrashes,
+];
+
 #[test]
-fn a_failure_after_the_image_moved_leaves_writers_stopped_and_both_copies() {
-    for fault in [
-        Fault::JobFails { step: "migrate", category: Category::Candidate, reason: "MigrateFailed" },
-        Fault::JobVanishes { step: "migrate" },
-        Fault::JobHangs { step: "migrate" },
-        Fault::CandidatePull,
-        Fault::CandidateCrashes,
-    ] {
+fn a_failure_after_the_image_moved_takes_image_and_data_back() {
+    for fault in AFTER_THE_BUMP {
         let mut world = World::with(fault.clone());
+        world.run();
+        rolled_back(&world);
+        assert!(world.seen.jobs.values().all(|job| job.ttl_armed), "{fault:?}");
+    }
+}
+
+#[test]
+fn where_that_was_not_asked_for_it_stops_until_a_person_orders_it() {
+    for fault in AFTER_THE_BUMP {
+        let mut world = World::with(fault.clone());
+        world.plan.rollback.automatic = false;
         world.run();
         assert_eq!(world.journal.outcome, Some(Outcome::Halted), "{fault:?}");
         stopped(&world);
         assert!(world.journal.snapshot.is_some());
         assert!(world.journal.writers_back_at.is_none());
         assert!(world.seen.targets.values().all(|target| target.attempt.is_some()), "the marks stay");
+        world.seen.orders.rollback = Some("take-it-back".into());
+        world.run();
+        rolled_back(&world);
+        assert_eq!(world.journal.decisions.len(), 1);
     }
 }
 
 #[test]
-fn a_failure_after_ingestion_was_back_leaves_the_new_version_running() {
+fn a_failure_after_ingestion_was_back_is_taken_back_too_and_knows_that_clients_wrote() {
     for step in ["gate", "bootstrap", "verify"] {
-        let mut world = World::with(Fault::JobFails { step, category: Category::Candidate, reason: "CheckFailed" });
+        let fault = Fault::JobFails { step, category: Category::Candidate, reason: "CheckFailed" };
+        let mut world = World::with(fault.clone());
+        world.run();
+        rolled_back(&world);
+        let start = world.journal.phases.iter().find(|record| record.name == "Start").unwrap();
+        assert_eq!(start.done["baseline"], "b");
+        assert!(start.done.contains_key("clients-may-write"));
+
+        let mut world = World::with(fault);
+        world.plan.rollback.automatic = false;
         world.run();
         assert_eq!(world.journal.outcome, Some(Outcome::Unverified), "{step}");
         as_before(&world);
         assert!(world.seen.targets.values().all(|target| target.image == NEW));
     }
+}
+
+#[test]
+fn a_succeeded_attempt_is_taken_back_by_decision_once() {
+    let mut world = good();
+    world.seen.orders.rollback = Some("take-it-back".into());
+    world.run();
+    rolled_back(&world);
+    let decision = world.decide();
+    assert!(decision.actions.is_empty() && decision.journal == world.journal);
+}
+
+#[test]
+fn a_loss_over_the_budget_waits_for_a_persons_word_with_writers_stopped() {
+    let mut world =
+        World::with(Fault::JobFails { step: "verify", category: Category::Candidate, reason: "CheckFailed" });
+    world.faults.push(Fault::JobFails { step: "restore", category: Category::Decision, reason: "DataLossOverBudget" });
+    world.run();
+    assert_eq!(world.journal.outcome, None);
+    assert_eq!(world.journal.rollback.as_ref().unwrap().awaiting.as_deref(), Some("AcceptDataLoss"));
+    stopped(&world);
+    assert!(world.journal.writers_back_at.is_none());
+    assert!(world.seen.targets.values().all(|target| target.image == NEW), "nothing moves before that word");
+    world.seen.orders.accept_data_loss = Some("so-be-it".into());
+    world.run();
+    rolled_back(&world);
+    at(&world, "job restore-accepted");
+    assert_eq!(world.journal.decisions[0].name, "so-be-it");
+}
+
+#[test]
+fn lost_restore_jobs_are_made_anew_and_too_many_of_them_stop_the_way_back() {
+    let failing = Fault::JobFails { step: "migrate", category: Category::Candidate, reason: "MigrateFailed" };
+    let mut world = World::with(failing.clone());
+    world.faults.push(Fault::JobLost { step: "restore", times: 3 });
+    world.run();
+    rolled_back(&world);
+    assert_eq!(world.acts.iter().filter(|act| *act == "job restore").count(), 4);
+
+    let mut world = World::with(failing);
+    world.faults.push(Fault::JobVanishes { step: "restore" });
+    world.run();
+    rollback_failed(&world, "RestoreLost");
+}
+
+fn rollback_failed(world: &World, reason: &str) {
+    assert_eq!(world.journal.outcome, Some(Outcome::RollbackFailed), "{:?}", world.journal.message);
+    stopped(world);
+    let rollback = world.journal.rollback.as_ref().unwrap();
+    assert_eq!(rollback.failure.as_ref().unwrap().reason, reason);
+    assert!(world.journal.failure.is_some() && world.journal.snapshot.is_some());
+    assert!(world.seen.targets.values().all(|target| target.attempt.is_some()), "the marks stay");
+}
+
+#[test]
+fn a_way_back_that_fails_keeps_writers_stopped_and_a_person_can_order_it_again() {
+    let mut world = World::with(Fault::CandidateCrashes);
+    world.faults.push(Fault::JobFails {
+        step: "restore",
+        category: Category::Environment,
+        reason: "RestoreParityFailed",
+    });
+    world.run();
+    rollback_failed(&world, "RestoreParityFailed");
+    assert!(world.seen.targets.values().all(|target| target.image == NEW), "old code never meets unproved data");
+    world.faults.clear();
+    world.seen.orders.rollback = Some("again".into());
+    world.run();
+    rolled_back(&world);
+}
+
+#[test]
+fn an_image_that_is_flipped_back_is_rewritten_once_and_then_everything_stops() {
+    let mut world = World::with(Fault::CandidateCrashes);
+    world.faults.push(Fault::ImageFlipped);
+    world.run();
+    rollback_failed(&world, "ImageChanged");
+}
+
+#[test]
+fn a_return_to_the_old_version_takes_the_attempt_back() {
+    let mut world = World::new();
+    while world.journal.phase.as_deref() != Some("Start") {
+        world.turn(None);
+    }
+    world.seen.orders.returned = true;
+    world.run();
+    rolled_back(&world);
 }
 
 #[test]
@@ -163,7 +301,7 @@ fn the_mark_of_an_attempt_without_its_journal_is_not_overwritten() {
 }
 
 #[test]
-fn an_abort_before_the_image_moved_resumes_and_after_it_halts() {
+fn an_abort_before_the_image_moved_resumes_and_after_it_takes_back() {
     let total = good().stored;
     let mut outcomes = std::collections::BTreeSet::new();
     for turns in 0..total * 2 {
@@ -181,20 +319,18 @@ fn an_abort_before_the_image_moved_resumes_and_after_it_halts() {
         outcomes.insert(format!("{outcome:?}"));
         match outcome {
             Outcome::Aborted if world.acts.is_empty() => as_before(&world),
-            // A halted attempt is released by the same decision: writers stay stopped.
-            Outcome::Aborted => {
+            Outcome::RolledBack => {
                 assert!(moved);
-                stopped(&world);
+                rolled_back(&world);
             }
             Outcome::Resumed => {
                 as_before(&world);
                 assert!(!world.acts.iter().any(|act| act.starts_with("image")));
             }
-            Outcome::Unverified => as_before(&world),
             other => panic!("{other:?} after an abort at turn {turns}"),
         }
     }
-    assert!(outcomes.contains("Resumed") && outcomes.contains("Unverified"), "{outcomes:?}");
+    assert!(outcomes.contains("Resumed") && outcomes.contains("RolledBack"), "{outcomes:?}");
 }
 
 #[test]
@@ -258,6 +394,26 @@ proptest! {
             prop_assert_eq!(&target.image, &calm.seen.targets[name].image);
             prop_assert_eq!(target.replicas, calm.seen.targets[name].replicas);
         }
+    }
+
+    /// The same on the way back: whatever is lost on the way, image and data come back, each restore under its own name.
+    #[test]
+    fn crashes_anywhere_on_the_way_back_end_as_an_undisturbed_one(
+        losses in proptest::collection::vec((0usize..100, 0usize..3), 0..16),
+        fault in 0..AFTER_THE_BUMP.len(),
+    ) {
+        let mut world = World::with(AFTER_THE_BUMP[fault].clone());
+        for turn in 0..600 {
+            let lose = losses.iter().find(|(at, _)| *at == turn).map(|(_, keep)| *keep);
+            if !world.turn(lose) {
+                match (world.journal.outcome, world.decide().wake) {
+                    (None, Some(wake)) if wake > world.now => world.now = wake,
+                    _ => break,
+                }
+            }
+        }
+        rolled_back(&world);
+        prop_assert_eq!(world.acts.iter().filter(|act| *act == "job restore").count(), 1);
     }
 
     /// The same question has the same answer: the machine reads nothing but its arguments.

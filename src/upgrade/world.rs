@@ -14,11 +14,11 @@ use crate::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
         release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkloadKind, WorkloadRef},
         upgrade::{
-            Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedStorage, PlannedTarget,
-            PlannedWorker,
+            Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage,
+            PlannedTarget, PlannedWorker,
         },
     },
-    job::protocol::{Facts, JobReport, SnapshotFacts},
+    job::protocol::{BaselineFacts, Facts, JobReport, RestoreFacts, SnapshotFacts},
 };
 
 pub const ATTEMPT: &str = "memoria-1";
@@ -32,12 +32,16 @@ pub enum Fault {
     JobFails { step: &'static str, category: Category, reason: &'static str },
     /// The Job of this step ends without a report.
     JobVanishes { step: &'static str },
+    /// The first Jobs of this step, so many of them, end without a report.
+    JobLost { step: &'static str, times: usize },
     /// The Job of this step never ends.
     JobHangs { step: &'static str },
     /// The candidate's image cannot be pulled.
     CandidatePull,
     /// The candidate dies again and again.
     CandidateCrashes,
+    /// Another hand sets the server's image to the new one whenever it is the old one.
+    ImageFlipped,
     /// Replicas of the server come back by another hand once they are at zero.
     ScaledUpByOther,
 }
@@ -52,6 +56,8 @@ pub struct World {
     pub acts: Vec<String>,
     /// How many journals were stored.
     pub stored: usize,
+    /// How many Jobs of each step were made.
+    made: BTreeMap<String, usize>,
 }
 
 fn workload_ref(name: &str) -> WorkloadRef {
@@ -137,9 +143,22 @@ impl World {
             storage: PlannedStorage { claim_name: "memoria-snapshots".into(), directory: "d".into() },
             migrations: vec!["add_consents".into()],
             timeouts: Timeouts::default(),
-            jobs: ["fence", "snapshot", "migrate", "gate", "bootstrap", "verify"].map(job).to_vec(),
+            jobs: [
+                "fence",
+                "snapshot",
+                "migrate",
+                "baseline",
+                "gate",
+                "bootstrap",
+                "verify",
+                "restore",
+                "restore-accepted",
+            ]
+            .map(job)
+            .to_vec(),
             gate_seconds: 600,
             checks: Vec::new(),
+            rollback: PlannedRollback { automatic: true, data_loss_budget_rows: 0 },
         };
         let seen = Observed {
             targets: BTreeMap::from([
@@ -151,7 +170,16 @@ impl World {
             ..Observed::default()
         };
         let now = "2026-11-22T01:00:00Z".parse().unwrap();
-        Self { plan, journal: Default::default(), seen, now, faults: vec![], acts: vec![], stored: 0 }
+        Self {
+            plan,
+            journal: Default::default(),
+            seen,
+            now,
+            faults: vec![],
+            acts: vec![],
+            stored: 0,
+            made: BTreeMap::new(),
+        }
     }
 
     pub fn with(fault: Fault) -> Self {
@@ -161,7 +189,15 @@ impl World {
     }
 
     pub fn decide(&self) -> Decision {
-        decide(ATTEMPT, "ns", &self.plan, &self.journal, &self.seen, self.now)
+        let mut seen = self.seen.clone();
+        // As observed: an order that was acted on is none any more.
+        let orders = &mut seen.orders;
+        for order in [&mut orders.abort, &mut orders.rollback, &mut orders.accept_data_loss] {
+            if order.as_ref().is_some_and(|name| self.journal.decisions.iter().any(|done| done.name == *name)) {
+                *order = None;
+            }
+        }
+        decide(ATTEMPT, "ns", &self.plan, &self.journal, &seen, self.now)
     }
 
     /// One reconcile: store the journal if it changed, act, let the world move on by a second.
@@ -244,8 +280,10 @@ impl World {
             }
             Action::SetFlag { value } => self.seen.flag = Some(value.clone()),
             Action::CreateJob { step, .. } => {
+                let made = self.made.entry(step.clone()).or_default();
+                *made += 1;
                 let job = JobSeen {
-                    uid: step.clone(),
+                    uid: format!("{step}-{made}"),
                     state: JobState::Running { trouble: None },
                     image_id: None,
                     ttl_armed: false,
@@ -276,6 +314,13 @@ impl World {
             server.replicas = 1;
             server.generation += 1;
         }
+        if self.fault(|f| *f == Fault::ImageFlipped) && self.acts.iter().any(|act| act.ends_with(OLD)) {
+            let server = self.workload(&workload_ref("server"));
+            if server.image == OLD {
+                server.image = NEW.into();
+                server.generation += 1;
+            }
+        }
         for (name, seen) in &mut self.seen.targets {
             settle(name, seen);
         }
@@ -297,7 +342,7 @@ impl World {
             if self.fault(|f| matches!(f, Fault::JobHangs { step: hung } if *hung == step)) {
                 continue;
             }
-            let state = self.finished(&step);
+            let state = self.finished(&step, self.made[&step]);
             let job = self.seen.jobs.get_mut(&step).unwrap();
             if matches!(job.state, JobState::Running { .. }) {
                 job.state = state;
@@ -306,7 +351,7 @@ impl World {
         before != self.seen
     }
 
-    fn finished(&self, step: &str) -> JobState {
+    fn finished(&self, step: &str, made: usize) -> JobState {
         let report = |ok: bool, reason: &str, category, facts| JobReport {
             v: 1,
             ok,
@@ -321,22 +366,33 @@ impl World {
                     let report = Some(report(false, reason, Some(*category), None));
                     return JobState::Finished { succeeded: false, report, detail: "exit 1".into() };
                 }
+                Fault::JobLost { step: lost, times } if *lost == step && made <= *times => {
+                    return JobState::Finished { succeeded: false, report: None, detail: "pod lost".into() };
+                }
                 Fault::JobVanishes { step: lost } if *lost == step => {
                     return JobState::Finished { succeeded: false, report: None, detail: "pod lost".into() };
                 }
                 _ => {}
             }
         }
-        let facts = (step == "snapshot").then(|| {
-            Facts::Snapshot(SnapshotFacts {
+        let facts = match step {
+            "snapshot" => Some(Facts::Snapshot(SnapshotFacts {
                 bytes: 1,
                 tables: 17,
                 rows: 44_000,
                 manifest_sha256: "m".into(),
                 data_digest: "d".into(),
                 restored_in_scratch: true,
-            })
-        });
+            })),
+            "baseline" => Some(Facts::Baseline(BaselineFacts { tables: 17, rows: 44_000, sha256: "b".into() })),
+            "restore" | "restore-accepted" => Some(Facts::Restore(RestoreFacts {
+                restored: true,
+                rows: 44_000,
+                data_digest: "d".into(),
+                ..RestoreFacts::default()
+            })),
+            _ => None,
+        };
         let report = Some(report(true, "Done", None, facts));
         JobState::Finished { succeeded: true, report, detail: "Complete".into() }
     }

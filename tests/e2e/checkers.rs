@@ -17,8 +17,10 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// Reads every row and every workload.
+    /// Reads every row and every workload, once all pods that are wanted are ready: on a busy machine a probe may fail now
+    /// and then.
     pub async fn now(site: &Site) -> Result<Self> {
+        site.calm().await?;
         let directory = tempfile::tempdir()?;
         let (data, workloads) = (directory.path().join("data.capture"), directory.path().join("workloads.json"));
         let mut capture = checker("capture.py");

@@ -214,6 +214,23 @@ impl Site {
         Ok(found)
     }
 
+    /// Waits a while for every wanted pod of the release's workloads to be ready; what is then still missing is for the
+    /// caller to judge.
+    pub async fn calm(&self) -> Result<()> {
+        let end = Instant::now() + SOON;
+        loop {
+            let waiting = self.workloads().await?.into_iter().any(|workload| {
+                let wanted = workload.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+                let ready = workload.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
+                ready != wanted
+            });
+            if !waiting || Instant::now() > end {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// Pods by name with UID and restarts: what changes when anything is restarted.
     pub async fn pods(&self) -> Result<BTreeMap<String, (String, i32)>> {
         let pods: Vec<Pod> = self.list().await?;

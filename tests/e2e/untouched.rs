@@ -15,7 +15,7 @@ use memoria_operator::api::{
     release::Mode,
     upgrade::{Category, Outcome as Ended},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::{
@@ -111,7 +111,8 @@ async fn abort(site: &Site) -> Outcome {
     site.api().create(&Default::default(), &decision).await.context("the decision was refused").map(drop)
 }
 
-/// Every object that a plan must leave alone, with its resourceVersion.
+/// Every object that a plan must leave alone, as people and controllers wanted it: a kubelet's word on how ready a pod is
+/// may change at any time.
 async fn versions(site: &Site) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     add::<Deployment>(site, &mut all).await?;
@@ -128,10 +129,20 @@ async fn versions(site: &Site) -> Result<BTreeMap<String, String>> {
 
 async fn add<K>(site: &Site, all: &mut BTreeMap<String, String>) -> Outcome
 where
-    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Serialize
+        + std::fmt::Debug,
 {
     for object in site.list::<K>().await? {
-        all.insert(format!("{}/{}", K::kind(&()), object.name_any()), object.resource_version().unwrap_or_default());
+        let mut wanted = serde_json::to_value(&object)?;
+        for part in ["/status", "/metadata/resourceVersion", "/metadata/managedFields"] {
+            if let Some(part) = wanted.pointer_mut(part) {
+                part.take();
+            }
+        }
+        all.insert(format!("{}/{}", K::kind(&()), object.name_any()), wanted.to_string());
     }
     Ok(())
 }

@@ -75,6 +75,9 @@ pub struct MemoriaReleaseSpec {
     /// Which of the candidate's migrations run.
     #[serde(default)]
     pub migrations: Migrations,
+    /// How a failed upgrade is taken back.
+    #[serde(default)]
+    pub rollback: Rollback,
     /// How long each part may take before it counts as failed.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -411,6 +414,36 @@ pub enum MigrationMode {
     None,
 }
 
+/// How a failed upgrade is taken back.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollback {
+    /// Whether a failure after the image moved takes image and data back at once. When false, the attempt stops there,
+    /// writers stopped, and waits for a MemoriaDecision with action Rollback.
+    #[serde(default = "yes")]
+    pub automatic: bool,
+    /// How much may be set aside without asking.
+    #[serde(default)]
+    pub data_loss_budget: DataLossBudget,
+}
+
+impl Default for Rollback {
+    fn default() -> Self {
+        Self { automatic: true, data_loss_budget: DataLossBudget::default() }
+    }
+}
+
+/// What a rollback may set aside without a person's decision.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DataLossBudget {
+    /// Rows inserted, updated or deleted since the new version's servers came back. More than this, and the way back
+    /// waits, writers stopped, for a MemoriaDecision with action AcceptDataLoss. The rows are kept in storage in any case.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub rows: i64,
+}
+
 /// Limits, each counted from the start of its part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -433,6 +466,9 @@ pub struct Timeouts {
     /// The sample bootstrap and all checks of stage AfterIngestion, from `30s` on.
     #[schemars(transform = schema::limit)]
     pub verification: GoDuration,
+    /// Each part of the way back: writers to zero, the restore with its proofs, the rollouts; from `30s` on.
+    #[schemars(transform = schema::limit)]
+    pub rollback: GoDuration,
 }
 
 impl Default for Timeouts {
@@ -444,6 +480,7 @@ impl Default for Timeouts {
             migrate: GoDuration::from_mins(30),
             rollout: GoDuration::from_mins(10),
             verification: GoDuration::from_mins(30),
+            rollback: GoDuration::from_mins(120),
         }
     }
 }

@@ -25,8 +25,8 @@ pub use self::{
     shape::{PodShape, Security, ShapeError, UrlError},
 };
 use super::protocol::{
-    CheckOrder, DatabaseTask, FenceOrder, GuardOrder, HEADER_ENV_PREFIX, InspectOrder, JobOrder, ORDER_ENV,
-    OrderedCheck, ReferenceOrder, SHARED_MOUNT, SnapshotOrder,
+    BaselineOrder, CheckOrder, DatabaseTask, FenceOrder, GuardOrder, HEADER_ENV_PREFIX, InspectOrder, JobOrder,
+    ORDER_ENV, OrderedCheck, ReferenceOrder, RestoreOrder, SHARED_MOUNT, SnapshotOrder,
 };
 use crate::api::{
     release::{Check, Timeouts},
@@ -228,6 +228,47 @@ pub fn migrate(
     let main = runner(ctx, server_image, Of::Memoria, "migrate", &order)?.envs(&ctx.shape.database_env);
     let limit_seconds = limit_seconds + go_seconds + VERDICT_SECONDS;
     Draft { step: "migrate", init: vec![install(ctx), guard], main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+/// Start, tool image: keys and hashes of every row, before clients write again.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn baseline(ctx: &JobContext) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.snapshot.as_secs();
+    let order =
+        BaselineOrder { database: identified(ctx, "baseline")?, directory: baseline_directory(ctx), limit_seconds };
+    let main = ours(ctx, MAIN, tools(ctx, "baseline")?, &JobOrder::Baseline(order))?
+        .envs(&ctx.shape.database_env)
+        .scratch()
+        .storage();
+    Draft { step: "baseline", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+/// ImportSnapshot, tool image: the failed state is saved, the snapshot restored with its proof. `step` names the Job:
+/// after a person's word the same order runs under another name.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn restore(ctx: &JobContext, step: &'static str, data_loss_budget_rows: i64) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.rollback.as_secs();
+    let order = RestoreOrder {
+        database: identified(ctx, step)?,
+        directory: ctx.storage_directory.clone(),
+        failed_directory: format!("{}/failed", ctx.storage_directory),
+        baseline_directory: Some(baseline_directory(ctx)),
+        data_loss_budget_rows,
+        limit_seconds,
+    };
+    let main = ours(ctx, MAIN, tools(ctx, step)?, &JobOrder::Restore(order))?
+        .envs(&ctx.shape.database_env)
+        .scratch()
+        .storage();
+    Draft { step, init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+fn baseline_directory(ctx: &JobContext) -> String {
+    format!("{}/baseline", ctx.storage_directory)
 }
 
 /// IngestionReenable and Verification, operator image: the checks of one stage, which the caller has picked.

@@ -10,8 +10,8 @@ use memoria_runner::order::{ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 use serde_json::{Value, json};
 
 use super::{
-    CheckStep, JobContext, MAIN, PodShape, Probe, RenderError, ShapeError, bootstrap, checks, fence, inspect, migrate,
-    probe, reference, snapshot, template_hash, with_input,
+    CheckStep, JobContext, MAIN, PodShape, Probe, RenderError, ShapeError, baseline, bootstrap, checks, fence, inspect,
+    migrate, probe, reference, restore, snapshot, template_hash, with_input,
 };
 use crate::{
     api::{
@@ -103,6 +103,8 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("reference", reference(ctx, SERVER, 1 << 30).unwrap()),
         ("fence", fence(ctx).unwrap()),
         ("snapshot", snapshot(ctx).unwrap()),
+        ("baseline", baseline(ctx).unwrap()),
+        ("restore", restore(ctx, "restore", 0).unwrap()),
         ("migrate", migrate(ctx, SERVER, &migrations, "memoria-0c9e4a1e/run-3").unwrap()),
         ("gate", checks(ctx, CheckStep::Gate, &[a_check()]).unwrap()),
         ("verify", checks(ctx, CheckStep::Verify, &[a_check()]).unwrap()),
@@ -228,7 +230,7 @@ fn only_those_jobs_see_the_database_that_need_it() {
         let seeing: BTreeSet<_> =
             containers(&job).filter(|c| env(c, DATABASE_URL_ENV).is_some()).map(|c| c.name.as_str()).collect();
         let expected: &[&str] = match step {
-            "inspect" | "fence" | "snapshot" => &["main"],
+            "inspect" | "fence" | "snapshot" | "baseline" | "restore" => &["main"],
             "migrate" => &["guard", "main"],
             _ => &[],
         };

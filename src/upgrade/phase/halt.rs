@@ -1,5 +1,5 @@
-//! Halt: an attempt that failed after the image moved stops in the safest place: no writer runs, the database stays as
-//! it is, and the snapshot is kept.
+//! Halt: where image and data are not taken back (that was not asked for, or it failed), the attempt stops in the safest
+//! place: no writer runs, the database stays as it is, and the snapshot is kept.
 
 use super::{Context, Phase, Step, arm_jobs, chain, take, to_zero};
 use crate::upgrade::Action;

@@ -2,11 +2,15 @@
 
 mod halt;
 mod image_bump;
+mod import_snapshot;
 mod ingestion_reenable;
 mod leave;
 mod migrate;
 mod quiesce;
+mod restore_image;
 mod resume;
+mod resume_ingestion;
+mod rollback_quiesce;
 mod snapshot_export;
 mod start;
 mod verification;
@@ -47,7 +51,11 @@ pub const FORWARD: &[Phase] = &[
     verification::PHASE,
 ];
 
-/// The ways to turn back or stop, by how far the attempt came.
+/// The way back after the image moved, in order.
+pub const BACK: &[Phase] =
+    &[rollback_quiesce::PHASE, import_snapshot::PHASE, restore_image::PHASE, resume_ingestion::PHASE];
+
+/// The ways to turn back or stop where that is not the way.
 pub const RESUME: &Phase = &resume::PHASE;
 pub const HALT: &Phase = &halt::PHASE;
 pub const LEAVE: &Phase = &leave::PHASE;
@@ -56,10 +64,14 @@ pub const LEAVE: &Phase = &leave::PHASE;
 pub const QUIESCE: &str = quiesce::PHASE.name;
 pub const IMAGE_BUMP: &str = image_bump::PHASE.name;
 pub const INGESTION_REENABLE: &str = ingestion_reenable::PHASE.name;
+pub const RESUME_INGESTION: &str = resume_ingestion::PHASE.name;
+pub const START: &str = start::PHASE.name;
+pub const IMPORT_SNAPSHOT: &str = import_snapshot::PHASE.name;
+pub use import_snapshot::{ACCEPTED, RESTORE, RESTORE_ACCEPTED, asked};
 
 /// The phase of that name, on the way forward or back.
 pub fn by_name(name: &str) -> Option<&'static Phase> {
-    FORWARD.iter().chain([RESUME, HALT, LEAVE]).find(|phase| phase.name == name)
+    FORWARD.iter().chain(BACK).chain([RESUME, HALT, LEAVE]).find(|phase| phase.name == name)
 }
 
 /// All that a phase may look at.
@@ -277,6 +289,14 @@ pub fn to_prior(members: &[Member<'_>]) -> Result<(), Step> {
         Some((pod, trouble)) => Err(pod_failure(&format!("pod {} of {}", pod.name, member.reference), trouble)),
         None => Err(Step::wait(format!("{} comes to {} ready pods", member.reference, member.replicas))),
     }
+}
+
+/// Where a pod that cannot start is waited for: there is nothing further to turn back to.
+pub fn wait_only(part: Result<(), Step>) -> Result<(), Step> {
+    part.map_err(|step| match step {
+        Step::Fail { message, .. } => Step::wait(message),
+        other => other,
+    })
 }
 
 fn lasting_trouble(pods: &[PodSeen]) -> Option<(&PodSeen, &Trouble)> {

@@ -1,6 +1,6 @@
 //! Resume: an attempt that failed before the image moved brings back what ran before; nothing else was touched.
 
-use super::{Context, Phase, Step, arm_jobs, chain, flag, take, to_prior, unmark};
+use super::{Context, Phase, Step, arm_jobs, chain, flag, take, to_prior, unmark, wait_only};
 use crate::upgrade::{Action, seen::JobState};
 
 pub const PHASE: Phase = Phase { name: "Resume", limit: |_| None, step, uninterruptible: true };
@@ -24,12 +24,4 @@ fn step(cx: &Context<'_>) -> Step {
     }
     chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
     Step::done("what ran before runs again; database, images and configuration were not touched")
-}
-
-/// Here a pod that cannot start is waited for: there is nothing to turn back to.
-fn wait_only(part: Result<(), Step>) -> Result<(), Step> {
-    part.map_err(|step| match step {
-        Step::Fail { message, .. } => Step::wait(message),
-        other => other,
-    })
 }

@@ -1,13 +1,19 @@
 //! Start: for each target a candidate pod that no Service selects; once it is ready, the target comes back to its count.
 //! The Server goes first, because the others may need it to become ready. A target that is also a worker has no
 //! candidate: it takes its work from a queue, which no missing label would keep from it; it comes back with the workers.
+//! Before the first target comes back, a baseline of every row is taken, by which later writes can be told apart.
 
-use super::{Context, Phase, Step, chain, pod_failure, take, to_prior};
+use super::{
+    Context, Phase, Step, chain,
+    import_snapshot::{BASELINE, CLIENTS_MAY_WRITE},
+    pod_failure, take, to_prior,
+};
 use crate::{
     api::{
         release::Role,
         upgrade::{Category, PlannedTarget},
     },
+    job::protocol::{Facts, JobInput},
     upgrade::Action,
 };
 
@@ -30,9 +36,32 @@ fn step(cx: &Context<'_>) -> Step {
     order.sort_by_key(|t| t.role != Role::Server);
     for target in order {
         chain!(candidate(cx, target));
+        chain!(baseline(cx));
         chain!(to_prior(&[take!(cx.target(target))]));
     }
+    // Also where workers alone come back after this.
+    chain!(baseline(cx));
     Step::done("every candidate was ready, and every server is back at its count")
+}
+
+/// Takes the baseline, once, after the Server's candidate did what a starting server does to the data; and remembers that
+/// clients may write before the first of them can.
+fn baseline(cx: &Context<'_>) -> Result<(), Step> {
+    let remember = |key: &str, value: String| Err(Step::Remember { key: key.to_owned(), value });
+    let planned = cx.plan.jobs.iter().any(|job| job.step == BASELINE);
+    if planned && !cx.record.done.contains_key(BASELINE) {
+        let report = cx.job(BASELINE, JobInput::default())?;
+        return match &report.facts {
+            Some(Facts::Baseline(facts)) => remember(BASELINE, facts.sha256.clone()),
+            _ => {
+                Err(Step::fail(Category::Bug, "NoBaselineFacts", "the baseline job succeeded without naming its file"))
+            }
+        };
+    }
+    if !cx.record.done.contains_key(CLIENTS_MAY_WRITE) {
+        return remember(CLIENTS_MAY_WRITE, cx.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    }
+    Ok(())
 }
 
 /// Brings the candidate of one target from absent to proved and gone.

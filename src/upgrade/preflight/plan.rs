@@ -11,12 +11,17 @@ use crate::{
     api::{
         MemoriaUpgradeSpec,
         release::{CheckResult, Current, CurrentImage, MigrationMode, PlanSummary, Stage},
-        upgrade::{MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedStorage, PlannedTarget, PlannedWorker},
+        upgrade::{
+            MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget, PlannedWorker,
+        },
     },
     cluster::candidate::{Candidate, manifest as candidate},
     job::manifest::{self, CheckStep, JobContext, RenderError},
     job::protocol::{Facts, JobReport},
-    upgrade::seen::JobState,
+    upgrade::{
+        phase::{RESTORE, RESTORE_ACCEPTED},
+        seen::JobState,
+    },
 };
 
 /// Why no plan can be made although every check passed.
@@ -129,6 +134,10 @@ pub(super) fn make(
         jobs,
         gate_seconds: gate.map(|check| check.within.as_secs().cast_signed()).max().unwrap_or_default(),
         checks: checks.to_vec(),
+        rollback: PlannedRollback {
+            automatic: spec.rollback.automatic,
+            data_loss_budget_rows: spec.rollback.data_loss_budget.rows,
+        },
     };
     plan.plan_hash = digest_plan(&plan)?;
     Ok(plan)
@@ -183,6 +192,10 @@ fn jobs(
         vec![("fence", manifest::fence(context)?), ("snapshot", manifest::snapshot(context)?)];
     if !migrations.is_empty() {
         jobs.push(("migrate", manifest::migrate(context, server_image, migrations, reference_directory)?));
+    }
+    jobs.push(("baseline", manifest::baseline(context)?));
+    for step in [RESTORE, RESTORE_ACCEPTED] {
+        jobs.push((step, manifest::restore(context, step, spec.rollback.data_loss_budget.rows)?));
     }
     if !gate.is_empty() {
         jobs.push((CheckStep::Gate.as_str(), manifest::checks(context, CheckStep::Gate, &gate)?));
