@@ -202,15 +202,19 @@ impl Driver<'_> {
             return self.turn_back(journal, failure);
         }
         if self.seen.orders.suspend {
-            let stopped = match (&journal.writers_stopped_at, &journal.writers_back_at) {
-                (Some(_), None) => "writers are stopped meanwhile",
-                _ => "writers run meanwhile",
-            };
-            journal.message = Some(format!("suspended before {} by spec.suspend; {stopped}", next.name));
-            return Decision { journal, actions: Vec::new(), wake: None };
+            return self.suspended(journal, next);
         }
         self.begin(&mut journal, next);
         Decision { journal, actions: Vec::new(), wake: Some(self.now) }
+    }
+
+    fn suspended(&self, mut journal: MemoriaUpgradeStatus, next: &Phase) -> Decision {
+        let stopped = match (&journal.writers_stopped_at, &journal.writers_back_at) {
+            (Some(_), None) => "writers are stopped meanwhile",
+            _ => "writers run meanwhile",
+        };
+        journal.message = Some(format!("suspended before {} by spec.suspend; {stopped}", next.name));
+        Decision { journal, actions: Vec::new(), wake: None }
     }
 
     fn begin(&self, journal: &mut MemoriaUpgradeStatus, phase: &Phase) {
@@ -310,6 +314,9 @@ impl Driver<'_> {
             let cause = cause(&journal);
             return self.close(journal, Outcome::RolledBack, cause);
         };
+        if at.is_some() && self.seen.orders.suspend {
+            return self.suspended(journal, next);
+        }
         rollback(&mut journal);
         if at.is_none() && journal.writers_back_at.is_some() {
             // They are stopped a second time.

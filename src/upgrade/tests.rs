@@ -249,6 +249,24 @@ fn a_way_back_that_fails_keeps_writers_stopped_and_a_person_can_order_it_again()
 }
 
 #[test]
+fn suspend_holds_on_the_way_back_too_once_nothing_writes() {
+    let mut world = World::with(Fault::CandidateCrashes);
+    while world.journal.phase.as_deref() != Some("ImportSnapshot") {
+        world.turn(None);
+    }
+    world.seen.orders.suspend = true;
+    for _ in 0..20 {
+        world.turn(None);
+    }
+    let message = world.journal.message.clone().unwrap();
+    assert_eq!(message, "suspended before RestoreImage by spec.suspend; writers are stopped meanwhile");
+    stopped(&world);
+    world.seen.orders.suspend = false;
+    world.run();
+    rolled_back(&world);
+}
+
+#[test]
 fn an_image_that_is_flipped_back_is_rewritten_once_and_then_everything_stops() {
     let mut world = World::with(Fault::CandidateCrashes);
     world.faults.push(Fault::ImageFlipped);

@@ -9,6 +9,7 @@ mod environment;
 mod failures;
 mod good;
 mod killed;
+mod rollback;
 mod silence;
 mod site;
 mod untouched;

@@ -1,0 +1,202 @@
+//! Upgrades that fail after the image moved: image and data come back, proved by the independent checkers before the old
+//! servers start, because those rewrite data. What a person has to decide is asked with writers stopped, and what the
+//! release says to type works.
+
+use anyhow::{Context, Result, ensure};
+use memoria_operator::api::{
+    MemoriaUpgradeStatus,
+    upgrade::{Category, Outcome as Ended, PhaseState},
+};
+use serde_json::json;
+
+use crate::{
+    Outcome,
+    checkers::Captured,
+    environment,
+    failures::{next_action, untouched, writers_are_stopped},
+    good::stored,
+    site::{FROM, Options, SOON, Site, UPGRADED, condition, ready, standing, with_site},
+};
+
+/// One migration of this version dies after half of its DDL is committed.
+const BAD_MIGRATION: &str = "1.0.1-bad-migrate";
+/// One of its migrations exits 0 and leaves the schema wrong.
+const SILENT_MIGRATION: &str = "1.0.1-silent-migrate";
+/// Its server changes the schema when it starts, and then dies.
+const ALTERS_THEN_CRASHES: &str = "1.0.1-alters-then-crashes";
+/// Its sample bootstrap fails, when ingestion is long back.
+const BOOTSTRAP_FAILS: &str = "1.0.1-bootstrap-fails";
+
+#[tokio::test]
+async fn a_failing_migration_is_taken_back_on_postgresql_15() -> Outcome {
+    with_site("back-15", Options { small: false, ..Options::default() }, async |site| {
+        taken_back(site, BAD_MIGRATION, "Migrate", Category::Candidate).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_migration_that_lies_is_taken_back_on_postgresql_17() -> Outcome {
+    with_site("back-17", Options { postgres: 17, ..Options::default() }, async |site| {
+        taken_back(site, SILENT_MIGRATION, "Migrate", Category::Candidate).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_server_that_alters_the_schema_and_dies_is_taken_back() -> Outcome {
+    with_site("back-start", Options::default(), async |site| {
+        taken_back(site, ALTERS_THEN_CRASHES, "Start", Category::Candidate).await
+    })
+    .await
+}
+
+/// The version fails in that phase; everything comes back without a person, and the next command ends it Ready.
+async fn taken_back(site: &Site, version: &str, phase: &str, category: Category) -> Outcome {
+    site.adopt().await?;
+    let before = Captured::now(site).await?;
+    site.set_version(version).await?;
+    restored_exactly(site, &before).await?;
+    let release = site.until_ended(Ended::RolledBack).await?;
+    let (shown, reason, message) = standing(&release);
+    ensure!(shown == "RolledBack" && reason == "RolledBack", "{shown}/{reason}");
+    ensure!(message.contains(&format!("{phase} failed")), "it does not say what failed: {message}");
+    ensure!(message.contains("restored and proved"), "it does not say what became of the data: {message}");
+    ensure!(condition(&release, "IngestionStopped").is_none(), "ingestion is said to be stopped");
+
+    let journal = journal(site).await?;
+    let failure = journal.failure.as_ref().context("a failure")?;
+    ensure!(failure.phase == phase && failure.category == category, "{failure:?}");
+    let rollback = journal.rollback.as_ref().context("a rollback record")?;
+    let digest = journal.snapshot.as_ref().map(|snapshot| snapshot.data_digest.clone());
+    ensure!(rollback.restored == Some(true) && rollback.data_digest == digest, "{rollback:?} is not {digest:?}");
+    evidence_is_stored(site, &journal).await?;
+    untouched(site, &before).await?;
+
+    next_action(&release)?.run(site).await?;
+    let release = site.until("Ready", SOON, |release| ready(release).then(|| release.clone())).await?;
+    ensure!(standing(&release).1 == "Adopted", "{:?}", standing(&release));
+    untouched(site, &before).await
+}
+
+/// Holds the way back before the old servers start: not one bit of the data may differ then.
+async fn restored_exactly(site: &Site, before: &Captured) -> Outcome {
+    site.until("the way back", UPGRADED, |release| {
+        ["RollbackQuiesce", "ImportSnapshot"].contains(&standing(release).0.as_str()).then_some(())
+    })
+    .await?;
+    site.patch(json!({"spec": {"suspend": true}})).await?;
+    site.until("the restore", UPGRADED, |release| standing(release).2.contains("before RestoreImage").then_some(()))
+        .await?;
+    writers_are_stopped(site).await?;
+    Captured::now(site).await?.has_the_data_of(before).await?;
+    site.patch(json!({"spec": {"suspend": false}})).await
+}
+
+#[tokio::test]
+async fn where_a_person_shall_decide_writers_stay_stopped_until_the_next_command() -> Outcome {
+    with_site("halted", Options::default(), async |site| {
+        site.adopt().await?;
+        let before = Captured::now(site).await?;
+        site.patch(json!({"spec": {"version": BAD_MIGRATION, "rollback": {"automatic": false}}})).await?;
+        let release = site.until_ended(Ended::Halted).await?;
+        let (phase, reason, message) = standing(&release);
+        ensure!(phase == "Halted" && reason == "Halted", "{phase}/{reason}");
+        for word in ["add_consent_scope", "writers stay stopped", "snapshot"] {
+            ensure!(message.contains(word), "the message does not name {word:?}: {message}");
+        }
+        ensure!(condition(&release, "IngestionStopped").is_some(), "IngestionStopped is not True");
+        let journal = journal(site).await?;
+        ensure!(journal.phases.last().is_some_and(|last| last.name == "Halt" && last.state == PhaseState::Passed));
+        ensure!(journal.writers_back_at.is_none(), "writers came back");
+        writers_are_stopped(site).await?;
+        // One copy is the snapshot, whole; the other the database as the failure left it, readable.
+        let snapshot = journal.snapshot.as_ref().context("a snapshot")?;
+        stored(site, &snapshot.claim_name, &format!("{}/manifest.json", snapshot.directory)).await?;
+        ensure!(
+            Captured::now(site).await?.has_the_data_of(&before).await.is_err(),
+            "the half-run migration left no trace; the test is void"
+        );
+
+        next_action(&release)?.run(site).await?;
+        restored_exactly(site, &before).await?;
+        site.until_ended(Ended::RolledBack).await?;
+        untouched(site, &before).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn late_writes_are_set_aside_only_with_a_persons_word() -> Outcome {
+    with_site("late", Options::default(), async |site| {
+        site.adopt().await?;
+        let before = Captured::now(site).await?;
+        site.set_version(BOOTSTRAP_FAILS).await?;
+        site.until("Verification", UPGRADED, |release| {
+            ["IngestionReenable", "Verification"].contains(&standing(release).0.as_str()).then_some(())
+        })
+        .await?;
+        write_as_a_client(site).await?;
+        let release = site
+            .until("the question", UPGRADED, |release| {
+                condition(release, "AwaitingDecision").is_some().then(|| release.clone())
+            })
+            .await?;
+        let (phase, reason, message) = standing(&release);
+        ensure!(phase == "ImportSnapshot" && reason == "DataLossOverBudget", "{phase}/{reason}: {message}");
+        ensure!(condition(&release, "IngestionStopped").is_some(), "IngestionStopped is not True");
+        writers_are_stopped(site).await?;
+
+        next_action(&release)?.run(site).await?;
+        restored_exactly(site, &before).await?;
+        site.until_ended(Ended::RolledBack).await?;
+        let journal = journal(site).await?;
+        let late = journal.rollback.as_ref().context("a rollback record")?;
+        ensure!(
+            late.late_inserted >= 3 && late.late_updated >= 2 && late.late_deleted >= 1,
+            "writes are missing from the count: {late:?}"
+        );
+        ensure!(journal.decisions.len() == 1, "{:?}", journal.decisions);
+        evidence_is_stored(site, &journal).await?;
+        untouched(site, &before).await
+    })
+    .await
+}
+
+/// Three rows come, two change and one goes while the new version serves.
+async fn write_as_a_client(site: &Site) -> Outcome {
+    let sql = "INSERT INTO teams (team_id, name, slug, created_at, updated_at) \
+                 SELECT 'late-' || n, 'late', 'late-' || n, now(), now() FROM generate_series(1, 3) n; \
+               UPDATE chat_history SET user_input = 'late' WHERE chat_id IN (SELECT chat_id FROM chat_history ORDER BY 1 LIMIT 2); \
+               DELETE FROM memory_access_events WHERE id = (SELECT max(id) FROM memory_access_events)";
+    let psql = [
+        "exec",
+        "memoria-postgres-0",
+        "--",
+        "psql",
+        "-h",
+        "/tmp",
+        "-U",
+        "memoria",
+        "memoria",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-c",
+        sql,
+    ];
+    environment::kubectl(&[&["-n", site.namespace.as_str()], &psql[..]].concat()).await.map(drop)
+}
+
+async fn journal(site: &Site) -> Result<MemoriaUpgradeStatus> {
+    site.attempt().await?.status.context("a journal")
+}
+
+/// The failed state and the evidence lie beside the snapshot.
+async fn evidence_is_stored(site: &Site, journal: &MemoriaUpgradeStatus) -> Outcome {
+    let snapshot = journal.snapshot.as_ref().context("a snapshot")?;
+    for file in ["failed/manifest.json", "failed/evidence-restore.json"] {
+        stored(site, &snapshot.claim_name, &format!("{}/{file}", snapshot.directory)).await?;
+    }
+    ensure!(site.release().await?.spec.version != FROM, "the spec was changed by the operator");
+    Ok(())
+}
