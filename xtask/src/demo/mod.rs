@@ -1,7 +1,8 @@
-//! `cargo xtask demo`: a running Memoria with data is upgraded while one watches, and what the upgrade promises is proved
-//! afterwards by programs that share no code with the operator.
+//! `cargo xtask demo`: a running Memoria with data is upgraded while one watches, then to a version that breaks, and is
+//! taken back. What the operator promises is proved by programs that share no code with it.
 
 mod proof;
+mod rollback;
 mod view;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::kube::Kube;
 use crate::memoria::{self, Installation, VERSION};
 use crate::{images, operator, place};
 use proof::Proof;
+use rollback::TakenBack;
 use view::Ended;
 
 /// Made anew at each run.
@@ -47,23 +49,25 @@ pub fn run(args: Args) -> Result<()> {
     let mut clock = Clock::start();
     let shown = show(&args, &mut clock);
     clock.table();
-    let (ended, proof) = shown?;
-    let problems = problems(&ended, &proof);
+    let (ended, back, proof) = shown?;
+    let mut problems = problems(&ended, &proof);
+    problems.extend(back.problems());
     println!();
     for problem in &problems {
         println!("NOT AS EXPECTED: {problem}");
     }
     if problems.is_empty() {
         println!("Memoria {VERSION} became {TO} with its data as expected.");
+        println!("{} broke in its migration; {TO} runs again, with the data of before.", rollback::BAD);
     }
     look_around(&args);
     if args.json {
-        println!("{}", answer(&ended, &proof));
+        println!("{}", answer(&ended, &back, &proof));
     }
     if problems.is_empty() { Ok(()) } else { bail!("{} things are not as expected", problems.len()) }
 }
 
-fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Proof)> {
+fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, TakenBack, Proof)> {
     let kube = Kube { target: Target::from_flag(args.use_current_context) };
     let _lock = cluster::lock_operator()?;
     clock.part("the cluster", |_| kube.target.ensure())?;
@@ -89,7 +93,9 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Proof)> {
     ));
     let ended = clock.part(&format!("the upgrade to {TO}"), |_| upgrade(&kube))?;
     clock.part("the proof", |clock| proof.finish(clock, VERSION, &ended.version()))?;
-    Ok((ended, proof))
+    let back = rollback::show(&kube, clock, &mut proof)?;
+    clock.part("the search for secrets", |clock| proof.finish_secrets(clock))?;
+    Ok((ended, back, proof))
 }
 
 /// Creates the release with the version that runs, and waits until the operator says that this is so.
@@ -123,7 +129,7 @@ fn problems(ended: &Ended, proof: &Proof) -> Vec<String> {
     problems
 }
 
-fn answer(ended: &Ended, proof: &Proof) -> Value {
+fn answer(ended: &Ended, back: &TakenBack, proof: &Proof) -> Value {
     json!({
         "upgrade": {
             "database": "postgresql",
@@ -132,6 +138,7 @@ fn answer(ended: &Ended, proof: &Proof) -> Value {
             "writersStoppedSeconds": ended.writers_stopped_seconds,
             "dataAsExpected": proof.data_as_expected(),
         },
+        "rollback": back.answer(proof),
         "secretsLeaked": proof.secrets_leaked(),
     })
 }

@@ -29,6 +29,9 @@ pub struct Proof {
     data: Option<Answer>,
     workloads: Option<Answer>,
     secrets: Option<Answer>,
+    restored: Option<Answer>,
+    back: Option<Answer>,
+    back_workloads: Option<Answer>,
 }
 
 /// A checker's exit code and JSON.
@@ -51,6 +54,9 @@ impl Proof {
             data: None,
             workloads: None,
             secrets: None,
+            restored: None,
+            back: None,
+            back_workloads: None,
         };
         proof.capture("before")?;
         if kube.target == Target::Local {
@@ -67,9 +73,8 @@ impl Proof {
         Ok(proof)
     }
 
-    /// Captures again and asks every checker.
+    /// Captures again and asks the checkers of data and workloads.
     pub fn finish(&mut self, clock: &Clock, from: &str, to: &str) -> Result<()> {
-        self.end_watch()?;
         clock.say("  every row, sequence and grant");
         self.capture("after")?;
         let mut data = self.checker("data_expected.py")?;
@@ -83,6 +88,12 @@ impl Proof {
             workloads.arg("--image").arg(image);
         }
         self.workloads = Some(self.ask("workloads", &mut workloads)?);
+        Ok(())
+    }
+
+    /// Looks for the installation's secrets in everything that the whole demo left behind.
+    pub fn finish_secrets(&mut self, clock: &Clock) -> Result<()> {
+        self.end_watch()?;
         clock.say("  secrets in objects, events, logs, termination messages, stored files, command lines");
         let mut secrets = self.checker("secrets_leaked.py")?;
         secrets.args(["--secrets-of", &self.namespace, "--namespace", &self.namespace, "--namespace", operator::NAME]);
@@ -97,10 +108,57 @@ impl Proof {
         Ok(())
     }
 
+    /// Captures once more, and asks whether not one bit differs from the capture of that name.
+    pub fn compare_restored(&mut self, before: &str, now: &str) -> Result<()> {
+        self.capture(now)?;
+        let mut identical = self.checker("identical.py")?;
+        identical.arg(self.file(&format!("{before}.capture"))).arg(self.file(&format!("{now}.capture")));
+        self.restored = Some(self.ask("restored", &mut identical)?);
+        Ok(())
+    }
+
+    /// Once everything runs again: workloads as before, data changed by nothing but starting servers, inserts work.
+    pub fn finish_rollback(&mut self, before: &str, version: &str) -> Result<()> {
+        self.capture("back")?;
+        let mut data = self.checker("data_expected.py")?;
+        data.arg(self.file(&format!("{before}.capture"))).arg(self.file("back.capture"));
+        data.args(["--from", version, "--to", version, "--probe-insert", "--psql", &self.psql()?]);
+        self.back = Some(self.ask("back", &mut data)?);
+        let mut workloads = self.checker("workloads.py")?;
+        workloads.arg("check").arg(self.file(&format!("{before}.json"))).arg(self.file("back.json"));
+        self.back_workloads = Some(self.ask("back-workloads", &mut workloads)?);
+        Ok(())
+    }
+
+    /// What the Server's pods ran at that capture.
+    pub fn server_digest(&self, capture: &str) -> Result<Option<String>> {
+        let text = fs::read_to_string(self.file(&format!("{capture}.json")))?;
+        let state: Value = serde_json::from_str(&text).context("a capture of the workloads")?;
+        let running = state["workloads"]["memoria-server"]["running"].as_object();
+        let image = running.and_then(|running| running.values().next()).and_then(|ids| ids[0].as_str());
+        Ok(image.and_then(|image| image.rsplit_once('@')).map(|(_, digest)| digest.to_owned()))
+    }
+
+    pub fn data_identical(&self) -> bool {
+        self.restored.as_ref().is_some_and(|answer| answer.code == 0 && answer.json["identical"] == true)
+    }
+
+    /// The probe inserted into every table, in a transaction that it took back.
+    pub fn next_insert_works(&self) -> bool {
+        self.back.as_ref().is_some_and(|answer| answer.code == 0 && answer.json["asExpected"] == true)
+    }
+
     /// Everything that a checker did not find as expected.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (what, answer) in [("data", &self.data), ("workloads", &self.workloads), ("secrets", &self.secrets)] {
+        for (what, answer) in [
+            ("data", &self.data),
+            ("workloads", &self.workloads),
+            ("secrets", &self.secrets),
+            ("restored data", &self.restored),
+            ("data after the way back", &self.back),
+            ("workloads after the way back", &self.back_workloads),
+        ] {
             match answer {
                 Some(Answer { code: 0, .. }) => {}
                 Some(Answer { json, .. }) => problems.push(format!("{what}: {json}")),
@@ -119,7 +177,8 @@ impl Proof {
         self.secrets.as_ref().map(|secrets| secrets.json["secretsLeaked"].clone()).unwrap_or_default()
     }
 
-    fn capture(&self, name: &str) -> Result<()> {
+    /// Reads data and workloads into files of that name.
+    pub fn capture(&self, name: &str) -> Result<()> {
         let mut data = self.checker("capture.py")?;
         data.args(["--psql", &self.psql()?, "--out"]).arg(self.file(&format!("{name}.capture")));
         command::run(&mut data)?;

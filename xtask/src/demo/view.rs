@@ -72,13 +72,26 @@ pub fn ready_message(release: &Value) -> String {
 
 /// Shows the upgrade until it has ended, well or not.
 pub fn follow(kube: &Kube, namespace: &str, name: &str, limit: Duration) -> Result<Ended> {
+    follow_with(kube, namespace, name, limit, &mut |_| Ok(()))
+}
+
+/// The same, with something to do at each look at the release.
+pub fn follow_with(
+    kube: &Kube,
+    namespace: &str,
+    name: &str,
+    limit: Duration,
+    each: &mut dyn FnMut(&Value) -> Result<()>,
+) -> Result<Ended> {
     let begin = Instant::now();
     let mut screen = Screen::new();
     let mut pre_flight = None;
     loop {
         let release = release(kube, namespace, name)?;
         let status = &release["status"];
-        let of_now = status["attempt"]["generation"] == release["metadata"]["generation"];
+        // An attempt of this version, or of this very generation: holding it for a moment makes another generation.
+        let of_now = status["attempt"]["generation"] == release["metadata"]["generation"]
+            || status["attempt"]["to"] == release["spec"]["version"];
         let attempt = match status["attempt"]["id"].as_str().filter(|_| of_now) {
             Some(id) => kube.get(namespace, "memoriaupgrade", id)?,
             None => None,
@@ -87,6 +100,7 @@ pub fn follow(kube: &Kube, namespace: &str, name: &str, limit: Duration) -> Resu
         pre_flight = pre_flight.or(started);
         let lines = lines(&release, attempt.as_ref(), pre_flight);
         screen.show(&lines, begin.elapsed());
+        each(&release)?;
         let standing = standing(&release);
         if standing != Standing::Working && (attempt.is_some() || standing == Standing::Stalled) {
             screen.leave();
