@@ -188,6 +188,15 @@ pub async fn orders(
     })
 }
 
+/// Attempts of the release whose rejected images a person allowed to be tried again.
+pub async fn acknowledged(client: &Client, ns: &str, release: &str) -> Result<Vec<String>, ClusterError> {
+    let api: Api<MemoriaDecision> = Api::namespaced(client.clone(), ns);
+    let list = bounded("list the decisions about", release, api.list(&ListParams::default())).await?;
+    let about =
+        |d: &MemoriaDecision| d.spec.release_name == release && d.spec.action == DecisionAction::AcknowledgeRejection;
+    Ok(list.items.into_iter().filter(about).map(|d| d.spec.attempt).collect())
+}
+
 /// A running Job without trouble of its own, explained by events where nothing else can: no pod could be made (quota,
 /// PodSecurity), or its volumes do not come.
 async fn explained(client: &Client, ns: &str, mut seen: JobSeen, job: &Job, own_pods: &[Pod]) -> JobSeen {

@@ -25,6 +25,7 @@ use crate::{
         self, ClusterError,
         client::bounded,
         events::Notice,
+        observe::acknowledged,
         preflight::{create_run_job, delete_run_jobs, dry_run, ensure_claim},
     },
     upgrade::preflight::{Answer, Question, preflight, run_name, running},
@@ -38,6 +39,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     let jobs = cluster::observe_run(client, ns, &run).await?;
     let attempt = next_attempt(subject);
     let known: Vec<String> = subject.attempts.iter().map(ResourceExt::name_any).collect();
+    let acknowledged = acknowledged(client, ns, &release.name_any()).await?;
     let ask = |dry_run: Option<&[CheckResult]>| {
         preflight(&Question {
             release,
@@ -46,6 +48,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
             images: &context.images,
             attempt: &attempt,
             known_attempts: &known,
+            acknowledged: &acknowledged,
             dry_run,
             now: Timestamp::now(),
         })

@@ -9,13 +9,22 @@ use crate::{
     api::{
         MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade, MemoriaUpgradeStatus,
         conditions::{self, reason},
-        decision::DecisionAction,
+        decision::{self, DecisionAction},
         marks,
-        release::{AttemptSummary, Current, CurrentImage, IngestionState, IngestionStatus, PreFlightStatus},
-        upgrade::Outcome,
+        release::{
+            AttemptSummary, Current, CurrentImage, IngestionState, IngestionStatus, PreFlightStatus, RejectedImages,
+        },
+        upgrade::{Category, Outcome},
     },
-    upgrade::{image::ImageRef, phase::RESTORE, preflight::Answer},
+    upgrade::{
+        image::{ImageRef, digest_of},
+        phase::RESTORE,
+        preflight::Answer,
+    },
 };
+
+/// How many rejections are remembered.
+const MAX_REJECTED: usize = 16;
 
 /// How the release is, for kstatus and people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +194,7 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
         Some(Outcome::Aborted) => (Standing::Stalled, reason::ABORTED, message, Some(ask_again(release))),
     };
     status.next_action = next;
+    reject(&mut status, upgrade);
     let moved =
         [Outcome::Succeeded, Outcome::Halted, Outcome::Unverified, Outcome::RolledBack, Outcome::RollbackFailed];
     if let Some(outcome) = journal.outcome.filter(|outcome| moved.contains(outcome)) {
@@ -220,19 +230,8 @@ fn unsuspend(release: &MemoriaRelease) -> String {
 
 /// The command that makes a decision about this attempt.
 fn decide(upgrade: &MemoriaUpgrade, action: DecisionAction) -> String {
-    let name = upgrade.name_any();
-    let decision = serde_json::json!({
-        "apiVersion": "memoria.arca.run/v1alpha1",
-        "kind": "MemoriaDecision",
-        "metadata": {"generateName": format!("{name}-")},
-        "spec": {
-            "releaseName": upgrade.spec.release_name,
-            "attempt": name,
-            "action": action,
-            "reason": "decided by hand",
-        },
-    });
-    format!("echo '{decision}' | kubectl -n {} create -f -", upgrade.namespace().unwrap_or_default())
+    let namespace = upgrade.namespace().unwrap_or_default();
+    decision::command(&namespace, &upgrade.spec.release_name, &upgrade.name_any(), action)
 }
 
 fn awaiting(journal: &MemoriaUpgradeStatus) -> bool {
@@ -243,6 +242,24 @@ fn awaiting(journal: &MemoriaUpgradeStatus) -> bool {
 fn restorable(upgrade: &MemoriaUpgrade) -> bool {
     let snapshot = upgrade.status.as_ref().is_some_and(|journal| journal.snapshot.is_some());
     snapshot && upgrade.spec.jobs.iter().any(|job| job.step == RESTORE)
+}
+
+/// Remembers images that were taken back for their own fault, each attempt once, the last ones first to stay.
+fn reject(status: &mut MemoriaReleaseStatus, upgrade: &MemoriaUpgrade) {
+    let Some(journal) = &upgrade.status else { return };
+    let (Some(Outcome::RolledBack), Some(failure)) = (journal.outcome, &journal.failure) else { return };
+    let attempt = upgrade.name_any();
+    if failure.category != Category::Candidate || status.rejected.iter().any(|known| known.attempt == attempt) {
+        return;
+    }
+    let targets = upgrade.spec.targets.iter();
+    let mut digests: Vec<_> = targets.filter_map(|target| digest_of(&target.to_image)).map(str::to_owned).collect();
+    digests.sort();
+    let at = journal.finished_at.clone().unwrap_or_else(|| Time(Timestamp::default()));
+    let reason = failure.reason.clone();
+    status.rejected.push(RejectedImages { attempt, version: upgrade.spec.to.clone(), digests, reason, at });
+    let surplus = status.rejected.len().saturating_sub(MAX_REJECTED);
+    status.rejected.drain(..surplus);
 }
 
 /// What came back, and how to be Ready again.

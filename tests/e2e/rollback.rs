@@ -76,6 +76,12 @@ async fn taken_back(site: &Site, version: &str, phase: &str, category: Category)
     next_action(&release)?.run(site).await?;
     let release = site.until("Ready", SOON, |release| ready(release).then(|| release.clone())).await?;
     ensure!(standing(&release).1 == "Adopted", "{:?}", standing(&release));
+    // The same images again are refused before anything is touched.
+    site.set_version(version).await?;
+    let release =
+        site.until("a verdict", UPGRADED, |release| condition(release, "Stalled").map(|_| release.clone())).await?;
+    let (_, reason, message) = standing(&release);
+    ensure!(reason == "PreFlightFailed" && message.contains("rejected-images"), "{reason}: {message}");
     untouched(site, &before).await
 }
 

@@ -13,11 +13,11 @@ pub struct MemoriaReleaseStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// For people to read: `Pending`, a phase's name, `Succeeded`, `Resumed`, `Halted`, `Unverified` or `Aborted`.
+    /// For people to read: `Pending`, a phase's name, `Succeeded`, `RolledBack`, `Resumed`, …
     /// Programs read conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped` only while True.
+    /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped`, `AwaitingDecision` only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -36,9 +36,31 @@ pub struct MemoriaReleaseStatus {
     /// The open or latest attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<AttemptSummary>,
+    /// Images that were taken back for their own fault; they are not tried again until a MemoriaDecision with action
+    /// AcknowledgeRejection says so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["attempt"]))]
+    pub rejected: Vec<RejectedImages>,
     /// How many attempts were ever made: the number in the next one's name comes after it.
     #[serde(default)]
     pub attempts: i64,
+}
+
+/// Images that were taken back for their own fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RejectedImages {
+    /// The attempt that took them back.
+    pub attempt: String,
+    /// The version that they stand for.
+    pub version: String,
+    /// Digests of all targets' images, sorted.
+    #[schemars(length(max = 8))]
+    pub digests: Vec<String>,
+    /// Why, as the attempt's failure has it. Example: `MigrateFailed`.
+    pub reason: String,
+    /// When.
+    pub at: Time,
 }
 
 /// What runs.

@@ -3,6 +3,7 @@
 
 mod judge;
 mod plan;
+mod rejected;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,8 @@ pub struct Question<'a> {
     pub attempt: &'a str,
     /// Attempts whose journals exist.
     pub known_attempts: &'a [String],
+    /// Attempts whose images a person allowed to be tried again.
+    pub acknowledged: &'a [String],
     /// What the API server said to a dry run of the plan; absent until one was made of it.
     pub dry_run: Option<&'a [CheckResult]>,
     pub now: Timestamp,
@@ -254,6 +257,7 @@ impl<'a> Run<'a> {
                 judge::probe(&step, &probe, report, image_id, &mut digests, &mut checks);
             }
         }
+        checks.extend(rejected::check(self.question, &self.wanted, &digests));
         let failed = checks.iter().any(|check| check.result != Verdict::Passed);
         let mut claim = None;
         if let (Some(found), false, true, true) = (&inspected, failed, missing.is_empty(), waiting.is_empty()) {

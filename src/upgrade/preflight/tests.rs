@@ -16,14 +16,17 @@ use crate::{
         conditions::reason,
         marks,
         release::{
-            CheckResult, Current, CurrentImage, MemoriaReleaseStatus, PreFlightStatus, Role, Verdict, WorkloadKind,
-            WorkloadRef,
+            CheckResult, Current, CurrentImage, MemoriaReleaseStatus, PreFlightStatus, RejectedImages, Role, Verdict,
+            WorkloadKind, WorkloadRef,
         },
         upgrade::{Category, DatabaseIdentity, Engine},
     },
     cluster::adopt::{Adopted, AdoptedTarget, AdoptedWorkload, Claim},
     job::protocol::{Facts, InspectFacts, JobReport, ProbeFacts, ReferenceFacts},
-    upgrade::seen::{JobSeen, JobState, PodSeen, Trouble, Workload},
+    upgrade::{
+        image::digest_of,
+        seen::{JobSeen, JobState, PodSeen, Trouble, Workload},
+    },
 };
 
 const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -67,6 +70,7 @@ struct Case {
     jobs: BTreeMap<String, JobSeen>,
     images: OperatorImages,
     known: Vec<String>,
+    acknowledged: Vec<String>,
     dry_run: Option<Vec<CheckResult>>,
     now: Timestamp,
 }
@@ -105,6 +109,7 @@ fn case() -> Case {
         jobs: BTreeMap::new(),
         images: OperatorImages { operator: "r/operator:1".into(), tools: BTreeMap::from([(15, "r/tools:15".into())]) },
         known: Vec::new(),
+        acknowledged: Vec::new(),
         dry_run: None,
         now: "2026-11-22T01:00:00Z".parse().unwrap(),
     }
@@ -119,6 +124,7 @@ impl Case {
             images: &self.images,
             attempt: "memoria-1",
             known_attempts: &self.known,
+            acknowledged: &self.acknowledged,
             dry_run: self.dry_run.as_deref(),
             now: self.now,
         })
@@ -233,6 +239,36 @@ fn the_reference_is_built_from_the_pinned_image_once_all_have_reported() {
     let pod = jobs[0].spec.as_ref().unwrap().template.spec.as_ref().unwrap();
     assert_eq!(pod.containers[0].image.as_deref(), Some(format!("r/server:1.0.0@{DIGEST}").as_str()));
     assert_eq!(claim.unwrap().name, "memoria-snapshots");
+}
+
+#[test]
+fn images_that_were_taken_back_for_their_own_fault_wait_for_a_person() {
+    let mut case = case();
+    case.inspected(|_| {});
+    case.probed();
+    case.referenced();
+    let Answer::DryRun { plan, .. } = case.ask() else { panic!() };
+    let mut digests: Vec<_> = plan.targets.iter().filter_map(|t| digest_of(&t.to_image)).map(str::to_owned).collect();
+    digests.sort();
+    let rejected = RejectedImages {
+        attempt: "memoria-7".into(),
+        version: "1.0.0".into(),
+        digests,
+        reason: "MigrateFailed".into(),
+        at: Time(case.now),
+    };
+    case.release.status.get_or_insert_default().rejected = vec![rejected];
+    let Answer::NotPassed { reason, message, .. } = case.ask() else { panic!() };
+    assert_eq!(reason, "PreFlightFailed");
+    for word in ["memoria-7", "MigrateFailed", "AcknowledgeRejection", "kubectl -n"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    case.acknowledged = vec!["memoria-7".into()];
+    assert!(matches!(case.ask(), Answer::DryRun { .. }));
+    // One other image is another release.
+    case.acknowledged.clear();
+    case.release.status.as_mut().unwrap().rejected[0].digests[0] = format!("sha256:{}", "9".repeat(64));
+    assert!(matches!(case.ask(), Answer::DryRun { .. }));
 }
 
 #[test]

@@ -17,9 +17,8 @@ const SHORT_LEASE: [&str; 3] =
 /// Memorias that are upgraded at the same time.
 const AT_ONCE: &str = "--test-threads=3";
 
-/// The operator killed in every phase takes several leases' time, so it is one of `--all`.
-pub fn parts(all: bool) -> Vec<Part> {
-    let mut parts = vec![
+pub fn parts() -> Vec<Part> {
+    vec![
         Part { name: "the cluster", run: || Target::Local.ensure().map(|_| Done::Passed) },
         Part { name: "the images", run: || images::ensure_available(Target::Local).map(|_| Done::Passed) },
         Part { name: "leftovers of earlier runs", run: clean_up },
@@ -28,12 +27,10 @@ pub fn parts(all: bool) -> Vec<Part> {
         Part { name: "upgrades", run: || e2e(&[AT_ONCE, "--skip=silence::", "--skip=killed::"]) },
         // All that the upgrades left behind is settled now.
         Part { name: "silence of a settled operator", run: || e2e(&["silence::"]) },
-    ];
-    if all {
-        parts.push(Part { name: "an operator killed in every phase", run: || e2e(&["killed::"]) });
-    }
-    parts.push(Part { name: "cleaning up", run: clean_up });
-    parts
+        // It kills the operator of all, so nothing else may be under way.
+        Part { name: "an operator killed in every phase", run: || e2e(&["killed::"]) },
+        Part { name: "cleaning up", run: clean_up },
+    ]
 }
 
 fn install() -> Result<Done> {
