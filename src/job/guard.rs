@@ -167,20 +167,10 @@ async fn same_as_snapshot(
     directory: &std::path::Path,
     session: &mut PgConnection,
 ) -> Result<Result<(), JobReport>> {
-    let refused = |category, reason, message: String| Ok(Err(report::refused(category, reason, message)));
-    let Some(stored) = manifest::read(directory)? else {
-        let message = format!("no manifest in {}; check that the volume is the attempt's", directory.display());
-        return refused(Category::Environment, "SnapshotMissing", message);
+    let stored = match super::snapshot::stored(context, directory)? {
+        Ok(stored) => stored,
+        Err(report) => return Ok(Err(report)),
     };
-    if context.input.manifest_sha256.as_deref() != Some(stored.sha256.as_str()) {
-        let message = format!(
-            "the manifest in {} hashes to {}, the journal says {}; nothing was run, check who changed it",
-            directory.display(),
-            stored.sha256,
-            context.input.manifest_sha256.as_deref().unwrap_or("nothing")
-        );
-        return refused(Category::Environment, "ManifestMismatch", message);
-    }
     let expected = manifest::read_schema(directory, &stored.manifest)?;
     let actual = freeze::freeze(session).await?;
     let mut differences = Vec::new();
@@ -199,7 +189,7 @@ async fn same_as_snapshot(
         "the database changed after its snapshot, so no migration was run: {}; find what still writes, then begin another attempt",
         dump::first(&differences)
     );
-    refused(Category::Conflict, "DataChangedSinceSnapshot", message)
+    Ok(Err(report::refused(Category::Conflict, "DataChangedSinceSnapshot", message)))
 }
 
 /// Holds session and lock until dropped. Losing them is no reason to stop what runs.

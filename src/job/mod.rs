@@ -1,6 +1,7 @@
 //! What runs inside the operator's Jobs: `memoria-operator job`, reading its order from the environment and answering
 //! by the termination message. No Kubernetes client in here: Jobs carry no token.
 
+mod baseline;
 pub mod check;
 mod context;
 mod exchange;
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod protocol;
 mod reference;
 pub mod report;
+mod restore;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::snapshot::{Error, Result};
+use crate::snapshot::Result;
 use context::Context;
 use protocol::{JobOrder, JobReport};
 
@@ -79,9 +81,8 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
         JobOrder::Snapshot(order) => snapshot::run(context, order).await,
         JobOrder::Guard(order) => guard::run(context, order, stop).await,
         JobOrder::Check(order) => Ok(check::run(order).await),
-        JobOrder::Baseline(_) | JobOrder::Restore(_) => {
-            Err(Error::Order { what: "this image cannot restore yet".to_owned() })
-        }
+        JobOrder::Baseline(order) => baseline::run(context, order).await,
+        JobOrder::Restore(order) => restore::run(context, order).await,
     }
 }
 

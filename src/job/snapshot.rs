@@ -61,7 +61,26 @@ async fn again(directory: &Path, order: &SnapshotOrder, stored: Stored) -> Resul
     Ok(answer(&stored.manifest, stored.sha256))
 }
 
-async fn verify(directory: &Path, manifest: &Manifest) -> Result<()> {
+/// The manifest that the journal names; `Err` holds the answer when another one, or none, lies there.
+pub(super) fn stored(context: &Context, directory: &Path) -> Result<Result<Stored, JobReport>> {
+    let refused = |reason, message: String| Ok(Err(report::refused(Category::Environment, reason, message)));
+    let Some(stored) = manifest::read(directory)? else {
+        let message = format!("no manifest in {}; check that the volume is the attempt's", directory.display());
+        return refused("SnapshotMissing", message);
+    };
+    if context.input.manifest_sha256.as_deref() != Some(stored.sha256.as_str()) {
+        let message = format!(
+            "the manifest in {} hashes to {}, the journal says {}; nothing was run, check who changed it",
+            directory.display(),
+            stored.sha256,
+            context.input.manifest_sha256.as_deref().unwrap_or("nothing")
+        );
+        return refused("ManifestMismatch", message);
+    }
+    Ok(Ok(stored))
+}
+
+pub(super) async fn verify(directory: &Path, manifest: &Manifest) -> Result<()> {
     let (directory, manifest) = (directory.to_owned(), manifest.clone());
     let path = directory.clone();
     tokio::task::spawn_blocking(move || manifest::verify_files(&directory, &manifest))

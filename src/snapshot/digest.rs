@@ -45,18 +45,23 @@ pub struct DataDigest {
     pub sequences: BTreeMap<String, SequencePosition>,
 }
 
+/// SHA-256 over these columns' values as text, each with its length, NULL apart from everything: `bytea`.
+pub(crate) fn hash_sql<'a>(columns: impl Iterator<Item = &'a String>) -> String {
+    let values: Vec<_> = columns.map(|column| format!("{}::text", quote_ident(column))).collect();
+    format!("sha256(array_send(ARRAY[{}]::text[]))", values.join(", "))
+}
+
 /// The statement for one table. `ONLY`: children of a table have digests of their own.
 fn table_sql(name: &str, table: &Relation) -> String {
-    let values: Vec<_> = table.columns.keys().map(|column| format!("{}::text", quote_ident(column))).collect();
     let quarter = |n: usize| format!("coalesce(sum(substring(bits from {} for 64)::bigint), 0)::text", n * 64 + 1);
     format!(
-        "SELECT count(*), {}, {}, {}, {} FROM (SELECT ('x' || encode(sha256(array_send(ARRAY[{}]::text[])), 'hex'))::bit(256) AS bits
+        "SELECT count(*), {}, {}, {}, {} FROM (SELECT ('x' || encode({}, 'hex'))::bit(256) AS bits
          FROM ONLY {name}) AS hashed",
         quarter(0),
         quarter(1),
         quarter(2),
         quarter(3),
-        values.join(", ")
+        hash_sql(table.columns.keys())
     )
 }
 

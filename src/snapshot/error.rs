@@ -41,6 +41,18 @@ pub enum Error {
     Occupied { directory: PathBuf, expected: String, found: String },
     #[error("the snapshot does not restore into an empty server: {what}; nothing was changed, writers can come back")]
     NotRestorable { what: String },
+    #[error(
+        "objects that are not the Server's role's to drop keep the data from being taken back: {objects}; drop them, or make that role their owner; nothing was changed"
+    )]
+    ForeignDependents { objects: String },
+    #[error(
+        "the data changed between the failed state's dump and the restore: {what}; nothing was restored, find what still writes"
+    )]
+    DataMoved { what: String },
+    #[error(
+        "the restored data was not the snapshot's: {what}; everything was rolled back, the database, the snapshot and the failed state's dump are all kept"
+    )]
+    Parity { what: String },
     #[error("no private server started in {}: {tail}", directory.display())]
     Scratch { directory: PathBuf, tail: String },
     #[error("this Job's order cannot be carried out: {what}; operator and Job image must be of the same version")]
@@ -67,7 +79,9 @@ impl Error {
                     Category::Environment
                 }
             }
-            Self::Locked { .. } | Self::SchemaMoved { .. } | Self::Occupied { .. } => Category::Conflict,
+            Self::Locked { .. } | Self::SchemaMoved { .. } | Self::Occupied { .. } | Self::DataMoved { .. } => {
+                Category::Conflict
+            }
             Self::Order { .. } => Category::Bug,
             Self::Url(_)
             | Self::WrongDatabase { .. }
@@ -76,6 +90,8 @@ impl Error {
             | Self::Io { .. }
             | Self::Damaged { .. }
             | Self::NotRestorable { .. }
+            | Self::ForeignDependents { .. }
+            | Self::Parity { .. }
             | Self::Scratch { .. } => Category::Environment,
         }
     }
@@ -98,8 +114,19 @@ impl Error {
             Self::Damaged { .. } => "SnapshotDamaged",
             Self::Occupied { .. } => "SnapshotOccupied",
             Self::NotRestorable { .. } => "SnapshotNotRestorable",
+            Self::ForeignDependents { .. } => "ForeignDependents",
+            Self::DataMoved { .. } => "DataChangedDuringRestore",
+            Self::Parity { .. } => "RestoreParityFailed",
             Self::Scratch { .. } => "ScratchServerFailed",
             Self::Order { .. } => "OrderInvalid",
+        }
+    }
+
+    /// The server's code for what went wrong, where it said one.
+    pub(crate) fn sqlstate(&self) -> Option<String> {
+        match self {
+            Self::Query { source, .. } | Self::Connect { source, .. } => sqlstate(source),
+            _ => None,
         }
     }
 

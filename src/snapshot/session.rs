@@ -32,6 +32,10 @@ const WORKING: &[(&str, &str, u32)] = &[
     ("statement_timeout", "0", 0),
     ("idle_in_transaction_session_timeout", "0", 0),
     ("synchronous_commit", "on", 0),
+    // A lost node's session holds its locks for a minute, not for hours.
+    ("tcp_keepalives_idle", "30", 0),
+    ("tcp_keepalives_interval", "10", 0),
+    ("tcp_keepalives_count", "3", 0),
     ("default_transaction_isolation", "read committed", 0),
     ("client_connection_check_interval", "500ms", 140_000),
     ("idle_session_timeout", "0", 140_000),
@@ -68,15 +72,17 @@ pub async fn open_with(options: &PgConnectOptions, at: &str) -> Result<PgConnect
         .await
         .map_err(|elapsed| failed(sqlx::Error::Io(late(elapsed))))?
         .map_err(failed)?;
+    pin(&mut session).await?;
+    Ok(session)
+}
+
+/// Sets all settings; done again after statements that may have changed them.
+pub async fn pin(session: &mut PgConnection) -> Result<()> {
     let version = session.server_version_num().unwrap_or_default();
     let pinned = PINNED.iter().copied();
     let working = WORKING.iter().filter(|(_, _, since)| version >= *since).map(|(name, value, _)| (*name, *value));
     let statements: Vec<_> = pinned.chain(working).map(|(name, value)| format!("SET {name} = '{value}'")).collect();
-    sqlx::raw_sql(AssertSqlSafe(statements.join("; ")))
-        .execute(&mut session)
-        .await
-        .map_err(Error::query("pinning the session's settings"))?;
-    Ok(session)
+    execute(session, "pinning the session's settings", statements.join("; ")).await
 }
 
 /// Runs statements that give no rows.

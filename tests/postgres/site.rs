@@ -65,6 +65,8 @@ pub struct Running {
     child: Child,
     directory: PathBuf,
     serial: usize,
+    /// A pod that goes with its Job.
+    pod: Option<Site>,
 }
 
 impl Site {
@@ -106,7 +108,14 @@ impl Site {
             .stderr(output)
             .spawn()
             .unwrap();
-        Running { child, directory, serial }
+        Running { child, directory, serial, pod: None }
+    }
+
+    /// The same in a pod that has no other use.
+    pub fn spawn_kept(self, order: &JobOrder, input: &JobInput, url: &str) -> Running {
+        let mut running = self.spawn(order, input, url);
+        running.pod = Some(self);
+        running
     }
 
     /// Runs a Job that is no sidecar to its end.
@@ -190,6 +199,10 @@ impl Running {
             fs::read_dir(self.directory.join("scratch")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".pgpass")), "a passfile was left");
         Answer { report: serde_json::from_str(&text).unwrap(), code: status.code() }
+    }
+
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     pub fn output(&self) -> String {

@@ -1,0 +1,303 @@
+//! Finds what was inserted, updated and deleted since a baseline, and writes those rows out, one JSON a line.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File, OpenOptions},
+    io::{BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::{Baseline, HASH, KEY, KeptTable, LATE, key_sql, lines_sql};
+use crate::{
+    job::protocol::TableLate,
+    snapshot::{
+        error::{Error, Result},
+        schema::{Relation, Schema},
+    },
+};
+
+/// So many changed rows are asked for in one reading of their table.
+const CHUNK: usize = 20_000;
+
+/// What was written since the baseline; `late.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Late {
+    /// Version of this form: 1.
+    pub v: i32,
+    pub baseline_sha256: String,
+    pub inserted: i64,
+    pub updated: i64,
+    pub deleted: i64,
+    /// Tables with any, most first.
+    pub tables: Vec<TableLate>,
+    /// The file of each.
+    pub files: BTreeMap<String, String>,
+}
+
+impl Late {
+    pub fn rows(&self) -> i64 {
+        self.inserted.saturating_add(self.updated).saturating_add(self.deleted)
+    }
+}
+
+/// Compares what the session's transaction sees with the baseline in `kept`, whose files were verified. Rows go into
+/// `directory`, keys that are still to be asked for into `scratch`.
+pub async fn compare(
+    session: &mut PgConnection,
+    schema: &Schema,
+    (kept, baseline, sha256): (&Path, &Baseline, &str),
+    directory: &Path,
+    scratch: &Path,
+) -> Result<Late> {
+    let mut late = Late { v: 1, baseline_sha256: sha256.to_owned(), ..Late::default() };
+    let live: BTreeMap<&str, &Relation> = schema.tables().collect();
+    let names: BTreeSet<&str> = live.keys().copied().chain(baseline.tables.keys().map(String::as_str)).collect();
+    for (number, name) in names.into_iter().enumerate() {
+        let file = format!("late-{:04}.ndjson", number + 1);
+        let mut output = Output::create(directory.join(&file))?;
+        let spool = Output::create(scratch.join("late.keys"))?;
+        let sides =
+            Sides { name, live: live.get(name).copied(), kept: baseline.tables.get(name).map(|table| (kept, table)) };
+        let (found, spool) = sides.merge(session, &mut output, spool).await?;
+        if let Some(table) = sides.live {
+            rows(session, (name, table), &spool, &mut output).await?;
+        }
+        let _ = fs::remove_file(&spool);
+        let path = output.finish()?;
+        if found.inserted + found.updated + found.deleted == 0 {
+            fs::remove_file(&path).map_err(Error::io("removing", &path))?;
+            continue;
+        }
+        late.inserted += found.inserted;
+        late.updated += found.updated;
+        late.deleted += found.deleted;
+        late.files.insert(name.to_owned(), file);
+        late.tables.push(found);
+    }
+    late.tables.sort_by_key(|table| std::cmp::Reverse(table.inserted + table.updated + table.deleted));
+    let mut summary = Output::create(directory.join(LATE))?;
+    let text = serde_json::to_string_pretty(&late).map_err(|error| Error::Order { what: error.to_string() })?;
+    summary.line(&text)?;
+    summary.finish()?;
+    Ok(late)
+}
+
+/// A file of ours alone, forced to disk at its end.
+struct Output {
+    path: PathBuf,
+    writer: BufWriter<File>,
+}
+
+impl Output {
+    fn create(path: PathBuf) -> Result<Self> {
+        let _ = fs::remove_file(&path);
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let writer = BufWriter::with_capacity(256 * 1024, opened.map_err(Error::io("writing", &path))?);
+        Ok(Self { path, writer })
+    }
+
+    fn line(&mut self, text: &str) -> Result<()> {
+        let written = self.writer.write_all(text.as_bytes()).and_then(|()| self.writer.write_all(b"\n"));
+        written.map_err(Error::io("writing", &self.path))
+    }
+
+    fn finish(self) -> Result<PathBuf> {
+        let ended = self.writer.into_inner().map_err(std::io::IntoInnerError::into_error);
+        ended.and_then(|file| file.sync_all()).map_err(Error::io("syncing", &self.path))?;
+        Ok(self.path)
+    }
+}
+
+/// One table, now and at the baseline.
+struct Sides<'a> {
+    name: &'a str,
+    live: Option<&'a Relation>,
+    kept: Option<(&'a Path, &'a KeptTable)>,
+}
+
+impl Sides<'_> {
+    /// Walks both sides in step. Deleted keys are written at once, the others' kept for asking for their rows.
+    async fn merge(
+        &self,
+        session: &mut PgConnection,
+        output: &mut Output,
+        mut spool: Output,
+    ) -> Result<(TableLate, PathBuf)> {
+        let mut found = TableLate { table: self.name.to_owned(), ..TableLate::default() };
+        let sql = self.live.map(|table| lines_sql(self.name, table));
+        let mut now = Live { name: self.name, stream: None, pending: Vec::new(), start: 0 };
+        if let Some(sql) = &sql {
+            let doing = Error::query(format!("comparing {} with its baseline", self.name));
+            let stream = session.copy_out_raw(sql).await.map_err(doing)?;
+            now.stream = Some(stream.map_ok(|piece| piece.to_vec()).boxed());
+        }
+        let mut then = Then::open(self.kept).await?;
+        let (mut here, mut there) = (now.next().await?, then.next().await?);
+        loop {
+            let order = match (&here, &there) {
+                (None, None) => break,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(here), Some(there)) => here.key().cmp(there.key()),
+            };
+            match (&here, &there) {
+                (Some(line), _) if order == Ordering::Less => {
+                    found.inserted += 1;
+                    spool.line(&format!("{}i", line.key()))?;
+                }
+                (_, Some(line)) if order == Ordering::Greater => {
+                    found.deleted += 1;
+                    output.line(&line.deleted())?;
+                }
+                (Some(line), Some(before)) if line.hash() != before.hash() => {
+                    found.updated += 1;
+                    spool.line(&format!("{}u", line.key()))?;
+                }
+                _ => {}
+            }
+            if order != Ordering::Greater {
+                here = now.next().await?;
+            }
+            if order != Ordering::Less {
+                there = then.next().await?;
+            }
+        }
+        Ok((found, spool.finish()?))
+    }
+}
+
+/// One line of either side: ASCII up to the key's JSON.
+struct Line(String);
+
+impl Line {
+    fn new(bytes: &[u8], name: &str) -> Result<Self> {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        if text.len() < KEY + HASH || !text.is_char_boundary(KEY) || !text.is_char_boundary(KEY + HASH) {
+            return Err(Error::Order { what: format!("a line of {name} has no key and hash") });
+        }
+        Ok(Self(text))
+    }
+
+    fn key(&self) -> &str {
+        self.0.get(..KEY).unwrap_or_default()
+    }
+
+    fn hash(&self) -> &str {
+        self.0.get(KEY..KEY + HASH).unwrap_or_default()
+    }
+
+    fn deleted(&self) -> String {
+        // COPY doubles the backslash, and JSON has no other character that COPY writes differently.
+        let key = self.0.get(KEY + HASH..).unwrap_or_default().replace("\\\\", "\\");
+        if key.is_empty() {
+            format!("{{\"change\":\"deleted\",\"rowHash\":\"{}\"}}", self.hash())
+        } else {
+            format!("{{\"change\":\"deleted\",\"key\":{key}}}")
+        }
+    }
+}
+
+/// The database's side, as it comes over the wire.
+struct Live<'a, 'c> {
+    name: &'a str,
+    stream: Option<BoxStream<'c, sqlx::Result<Vec<u8>>>>,
+    /// What came and was not yet given, from `start` on.
+    pending: Vec<u8>,
+    start: usize,
+}
+
+impl Live<'_, '_> {
+    async fn next(&mut self) -> Result<Option<Line>> {
+        loop {
+            let rest = self.pending.get(self.start..).unwrap_or_default();
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line = Line::new(rest.get(..end).unwrap_or_default(), self.name)?;
+                self.start += end + 1;
+                return Ok(Some(line));
+            }
+            let Some(stream) = &mut self.stream else { return Ok(None) };
+            let doing = Error::query(format!("comparing {} with its baseline", self.name));
+            match stream.try_next().await.map_err(doing)? {
+                Some(piece) => {
+                    self.pending.drain(..self.start);
+                    self.start = 0;
+                    self.pending.extend_from_slice(&piece);
+                }
+                None => self.stream = None,
+            }
+        }
+    }
+}
+
+/// The baseline's side, read from storage.
+struct Then<'a> {
+    name: &'a str,
+    reader: Option<BufReader<tokio::fs::File>>,
+    path: PathBuf,
+}
+
+impl<'a> Then<'a> {
+    async fn open(kept: Option<(&'a Path, &'a KeptTable)>) -> Result<Self> {
+        let Some((directory, table)) = kept else {
+            return Ok(Self { name: "", reader: None, path: PathBuf::new() });
+        };
+        let path = directory.join(&table.file);
+        let file = tokio::fs::File::open(&path).await.map_err(Error::io("reading", &path))?;
+        Ok(Self { name: &table.file, reader: Some(BufReader::with_capacity(256 * 1024, file)), path })
+    }
+
+    async fn next(&mut self) -> Result<Option<Line>> {
+        let Some(reader) = &mut self.reader else { return Ok(None) };
+        let mut line = Vec::new();
+        let read = reader.read_until(b'\n', &mut line).await.map_err(Error::io("reading", &self.path))?;
+        if read == 0 { Ok(None) } else { Line::new(line.trim_ascii_end(), self.name).map(Some) }
+    }
+}
+
+/// Writes the rows whose keys lie in `spool`: each key's first row, with how often it was inserted.
+async fn rows(
+    session: &mut PgConnection,
+    (name, table): (&str, &Relation),
+    spool: &Path,
+    output: &mut Output,
+) -> Result<()> {
+    let file = tokio::fs::File::open(spool).await.map_err(Error::io("reading", spool))?;
+    let mut lines = BufReader::new(file).lines();
+    let sql = format!(
+        "SELECT x.k, x.row FROM (SELECT {} AS k, row_to_json(whole_row.*)::text AS row FROM ONLY {name} AS whole_row) AS x WHERE x.k = ANY($1)",
+        key_sql(table)
+    );
+    loop {
+        // Key hash to change and count.
+        let mut wanted: HashMap<String, (char, u64)> = HashMap::new();
+        while wanted.len() < CHUNK
+            && let Some(line) = lines.next_line().await.map_err(Error::io("reading", spool))?
+        {
+            let (key, change) = line.split_at_checked(KEY).unwrap_or((&line, ""));
+            wanted.entry(key.to_owned()).or_insert((change.chars().next().unwrap_or('i'), 0)).1 += 1;
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = wanted.keys().cloned().collect();
+        let doing = || Error::query(format!("reading the rows of {name} that were written late"));
+        let mut found =
+            sqlx::query_as::<_, (String, String)>(AssertSqlSafe(sql.clone())).bind(keys).fetch(&mut *session);
+        while let Some((key, row)) = found.try_next().await.map_err(doing())? {
+            let Some((change, times)) = wanted.remove(&key) else { continue };
+            let change = if change == 'u' { "updated" } else { "inserted" };
+            let times = if times > 1 { format!(",\"times\":{times}") } else { String::new() };
+            // A line break in JSON is white space: within a text it is written as \n.
+            let row = row.replace(['\n', '\r'], " ");
+            output.line(&format!("{{\"change\":\"{change}\"{times},\"row\":{row}}}"))?;
+        }
+    }
+}
