@@ -1,5 +1,6 @@
 //! The project's chores: `cargo xtask --help`.
 
+mod bench;
 mod clock;
 mod cluster;
 mod demo;
@@ -33,6 +34,8 @@ enum Command {
     Images(images::Args),
     /// Install a Memoria to operate, with data, into a namespace of its own
     Memoria(memoria::Args),
+    /// Measure the operator beside the ways that people upgrade without it
+    Bench(bench::Args),
     /// Run the tests, as CI does: quick ones first
     Test(test::Args),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Cluster(args) => cluster::run(args),
         Command::Images(args) => images::run(args),

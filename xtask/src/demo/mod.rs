@@ -3,7 +3,7 @@
 
 mod proof;
 mod rollback;
-mod view;
+pub mod view;
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use view::Ended;
 
 /// Made anew at each run.
 const NAMESPACE: &str = "memoria-demo";
-const RELEASE: &str = "memoria";
+pub const RELEASE: &str = "memoria";
 /// What the installed version is upgraded to.
-const TO: &str = "1.0.0";
+pub const TO: &str = "1.0.0";
 /// How long the operator may take to adopt what runs.
 const ADOPTED: Duration = Duration::from_secs(120);
 /// How long the upgrade may take: more than its own limits add up to on good days, less than anybody would watch.
@@ -86,7 +86,7 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, TakenBack, Proof)> {
         };
         memoria::install(&kube, &wanted, clock)
     })?;
-    clock.part("adoption: a MemoriaRelease with the running version changes nothing", |_| adopt(&kube))?;
+    clock.part("adoption: a MemoriaRelease with the running version changes nothing", |_| adopt(&kube, NAMESPACE))?;
     let mut proof = clock.part("the state before, captured by the checkers", |_| Proof::begin(kube, NAMESPACE))?;
     clock.say(&format!(
         "kubectl -n {NAMESPACE} patch mrel {RELEASE} --type=merge -p '{{\"spec\":{{\"version\":\"{TO}\"}}}}'"
@@ -99,12 +99,12 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, TakenBack, Proof)> {
 }
 
 /// Creates the release with the version that runs, and waits until the operator says that this is so.
-fn adopt(kube: &Kube) -> Result<()> {
+pub fn adopt(kube: &Kube, namespace: &str) -> Result<()> {
     let file = place::root()?.join("tests/memoria/release.yaml");
     let release = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    kube.apply(NAMESPACE, &release)?;
+    kube.apply(namespace, &release)?;
     kube.wait("the operator to adopt Memoria", ADOPTED, || {
-        let release = view::release(kube, NAMESPACE, RELEASE)?;
+        let release = view::release(kube, namespace, RELEASE)?;
         match view::standing(&release) {
             view::Standing::Ready => Ok(Some(())),
             view::Standing::Stalled => bail!("the operator refuses: {}", view::ready_message(&release)),
