@@ -12,12 +12,19 @@ pub const INGESTION_STOPPED: &str = "IngestionStopped";
 /// True while the attempt waits for a MemoriaDecision.
 pub const AWAITING_DECISION: &str = "AwaitingDecision";
 
+/// True while the attempt holds: it waits without having failed.
+pub const HELD: &str = "Held";
+
 /// Reasons: CamelCase, stable, one for each thing that a person would do differently.
 pub mod reason {
     /// The running version is the desired one; nothing to do.
     pub const ADOPTED: &str = "Adopted";
     pub const PROGRESSING: &str = "Progressing";
     pub const SUSPENDED: &str = "Suspended";
+    /// The attempt waits for fresh data of a check; it goes on by itself.
+    pub const HELD: &str = "Held";
+    /// A hold is past its deadline and writers stay stopped.
+    pub const HOLD_EXPIRED: &str = "HoldExpired";
     pub const PLAN_READY: &str = "PlanReady";
     pub const RELEASE_SUCCEEDED: &str = "ReleaseSucceeded";
     pub const PREFLIGHT_FAILED: &str = "PreFlightFailed";

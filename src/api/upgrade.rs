@@ -80,6 +80,9 @@ pub struct MemoriaUpgradeSpec {
     pub jobs: Vec<PlannedJob>,
     /// How long the gate of stage IngestionReenable may take in all, in seconds; 0 without checks of that stage.
     pub gate_seconds: i64,
+    /// How long the checks of stage BeforeIngestion may take in all, in seconds; 0 without checks of that stage.
+    #[serde(default)]
+    pub candidate_seconds: i64,
     /// What the pre-flight checks said.
     #[schemars(length(max = 64))]
     pub checks: Vec<CheckResult>,
@@ -250,7 +253,10 @@ pub struct MemoriaUpgradeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub migrations: Vec<MigrationRecord>,
-    /// Results of the gate's and the verification's checks.
+    /// What the attempt waits for, without having failed; absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+    /// Results of the candidate's, the gate's and the verification's checks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub checks: Vec<CheckResult>,
@@ -295,6 +301,14 @@ pub struct PhaseRecord {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub done: BTreeMap<String, String>,
+    /// How long it held, in seconds: this does not count against its limit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held_seconds: i64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde takes")]
+fn is_zero(seconds: &i64) -> bool {
+    *seconds == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -302,6 +316,47 @@ pub enum PhaseState {
     Running,
     Passed,
     Failed,
+}
+
+/// A wait that is no failure: it ends by itself when what it waits for is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hold {
+    /// Since when.
+    pub since: Time,
+    /// The phase that waits, or that is not begun.
+    pub phase: String,
+    /// CamelCase: `Suspended`, `CheckInconclusive`, `JobLost` or `JobCannotRun`.
+    pub reason: String,
+    /// What is missing, at most 1 KiB, without secrets.
+    pub message: String,
+    /// What a person can type: to see more, or to go on.
+    pub next_command: String,
+    /// When `outcome` comes; absent while writers run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+    /// What becomes of it at its deadline: `Resume`, `Rollback` or `Keep`.
+    pub outcome: HoldOutcome,
+    /// True once its deadline is past and it goes on holding.
+    #[serde(default)]
+    pub expired: bool,
+    /// When the check is asked again; absent while it is being asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Time>,
+    /// How often the check was asked again.
+    #[serde(default)]
+    pub tries: i32,
+}
+
+/// What becomes of a hold at its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HoldOutcome {
+    /// What ran before is brought back: the image had not moved.
+    Resume,
+    /// It counts as a failure of its phase.
+    Rollback,
+    /// It goes on.
+    Keep,
 }
 
 /// Why an attempt turned back.

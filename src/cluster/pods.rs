@@ -19,6 +19,7 @@ pub(crate) fn seen(pod: &Pod, container: Option<&str>) -> PodSeen {
         name: pod.metadata.name.clone().unwrap_or_default(),
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
+        ip: status.and_then(|s| s.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
         phase: phase(pod).to_owned(),
         ready: condition(pod, "Ready").is_some_and(|c| c.status == "True"),
         deleting: pod.metadata.deletion_timestamp.is_some(),

@@ -3,9 +3,10 @@
 use crate::{
     api::{
         MemoriaUpgradeStatus,
-        upgrade::{Outcome, PhaseState},
+        upgrade::{Hold, Outcome, PhaseState},
     },
     cluster::events::Notice,
+    upgrade::hold::sentence,
 };
 
 fn notice(warning: bool, reason: impl Into<String>, action: &str, message: impl Into<String>) -> Notice {
@@ -36,9 +37,22 @@ pub fn between(before: &MemoriaUpgradeStatus, after: &MemoriaUpgradeStatus) -> V
             }
         }
     }
+    notices.extend(hold(before.hold.as_ref(), after.hold.as_ref()));
     if let (None, Some(outcome)) = (before.outcome, after.outcome) {
         let message = after.message.clone().unwrap_or_default();
         notices.push(notice(outcome != Outcome::Succeeded, format!("{outcome:?}"), "Upgrade", message));
     }
     notices
+}
+
+/// Entered, past its deadline, or left.
+fn hold(before: Option<&Hold>, after: Option<&Hold>) -> Option<Notice> {
+    match (before, after) {
+        (None, Some(hold)) => Some(notice(true, "Held", &hold.phase, sentence(hold))),
+        (Some(old), Some(new)) if !old.expired && new.expired => {
+            Some(notice(true, "HoldExpired", &new.phase, sentence(new)))
+        }
+        (Some(old), None) => Some(notice(false, "HoldLeft", &old.phase, format!("{} no longer holds", old.phase))),
+        _ => None,
+    }
 }

@@ -12,14 +12,16 @@ use crate::{
         decision::{self, DecisionAction},
         marks,
         release::{
-            AttemptSummary, Current, CurrentImage, IngestionState, IngestionStatus, PreFlightStatus, RejectedImages,
+            AttemptSummary, Current, CurrentImage, HoldStatus, IngestionState, IngestionStatus, PreFlightStatus,
+            RejectedImages,
         },
-        upgrade::{Category, Outcome},
+        upgrade::{Category, Hold, HoldOutcome, Outcome},
     },
     upgrade::{
+        hold,
         image::{ImageRef, digest_of},
         phase::RESTORE,
-        preflight::Answer,
+        preflight::{Answer, run_name},
     },
 };
 
@@ -48,6 +50,7 @@ pub fn of_preflight(
     let mut status = begin(release);
     status.current = status.current.or(running);
     status.next_action = None;
+    status.hold = None;
     let (standing, reason, message, phase) = match answer {
         Answer::Settled(current) => {
             let message =
@@ -91,12 +94,32 @@ pub fn of_preflight(
         Answer::NotPassed { status: found, reason, message } => {
             status.pre_flight = Some(found.clone());
             status.next_action = Some(ask_again(release));
+            status.hold = inconclusive(found, reason, message, now);
             (Standing::Stalled, *reason, message.clone(), "PreFlight")
         }
     };
     status.phase = Some(phase.to_owned());
     stand(&mut status, release, standing, reason, &message, now);
+    tell_hold(&mut status, release, now);
     status
+}
+
+/// A pre-flight that found nothing wrong but could not tell everything holds; Memoria runs unchanged meanwhile.
+fn inconclusive(found: &PreFlightStatus, reason: &str, message: &str, now: Timestamp) -> Option<HoldStatus> {
+    (reason == reason::INCONCLUSIVE).then(|| HoldStatus {
+        since: found.finished_at.clone().unwrap_or(Time(now)),
+        phase: "PreFlight".to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        deadline: None,
+        outcome: HoldOutcome::Keep,
+    })
+}
+
+/// The condition `Held`, only while True.
+fn tell_hold(status: &mut MemoriaReleaseStatus, release: &MemoriaRelease, now: Timestamp) {
+    let Some(hold) = status.hold.clone() else { return };
+    set(&mut status.conditions, release, conditions::HELD, "True", &hold.reason, &hold.message, now);
 }
 
 fn planned(found: &PreFlightStatus) -> (Standing, &'static str, String) {
@@ -124,7 +147,18 @@ pub fn suspended(release: &MemoriaRelease, now: Timestamp) -> MemoriaReleaseStat
     let mut status = begin(release);
     status.phase = Some("Pending".to_owned());
     let message = "spec.suspend is true: no phase starts until it is false; Memoria runs unchanged";
+    status.next_action = Some(unsuspend(release));
+    let known = status.hold.take().filter(|known| known.reason == reason::SUSPENDED).map(|known| known.since);
+    status.hold = Some(HoldStatus {
+        since: known.unwrap_or(Time(now)),
+        phase: "PreFlight".to_owned(),
+        reason: reason::SUSPENDED.to_owned(),
+        message: message.to_owned(),
+        deadline: None,
+        outcome: HoldOutcome::Keep,
+    });
     stand(&mut status, release, Standing::Working, reason::SUSPENDED, message, now);
+    tell_hold(&mut status, release, now);
     status
 }
 
@@ -157,15 +191,18 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
     });
     let message = journal.message.clone().unwrap_or_default();
     let (standing, reason, message, next) = match journal.outcome {
-        None if release.spec.suspend && message.starts_with("suspended") => {
-            (Standing::Working, reason::SUSPENDED, message, Some(unsuspend(release)))
-        }
-        None if awaiting(&journal) => {
-            let next = decide(upgrade, DecisionAction::AcceptDataLoss);
-            let message = format!("{}; to go on: {next}", named(&journal.phase, &message));
-            (Standing::Stalled, reason::DATA_LOSS_OVER_BUDGET, message, Some(next))
-        }
-        None => (Standing::Working, reason::PROGRESSING, named(&journal.phase, &message), None),
+        None => match &journal.hold {
+            Some(hold) => {
+                let standing = if hold.expired { Standing::Stalled } else { Standing::Working };
+                (standing, why_held(hold), hold::sentence(hold), Some(hold.next_command.clone()))
+            }
+            None if awaiting(&journal) => {
+                let next = decide(upgrade, DecisionAction::AcceptDataLoss);
+                let message = format!("{}; to go on: {next}", named(&journal.phase, &message));
+                (Standing::Stalled, reason::DATA_LOSS_OVER_BUDGET, message, Some(next))
+            }
+            None => (Standing::Working, reason::PROGRESSING, named(&journal.phase, &message), None),
+        },
         Some(Outcome::Succeeded) => {
             let message = format!("{} runs; writers were stopped {} s", plan.to, seconds.unwrap_or_default());
             (Standing::Ready, reason::RELEASE_SUCCEEDED, message, None)
@@ -195,12 +232,25 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
     };
     status.next_action = next;
     reject(&mut status, upgrade);
+    status.hold = journal.hold.as_ref().filter(|_| journal.outcome.is_none()).map(|hold| HoldStatus {
+        since: hold.since.clone(),
+        phase: hold.phase.clone(),
+        reason: hold.reason.clone(),
+        message: hold.message.clone(),
+        deadline: hold.deadline.clone(),
+        outcome: hold.outcome,
+    });
+    let message = match waiting_spec(release, upgrade) {
+        Some(waiting) => format!("{message}; {waiting}"),
+        None => message,
+    };
     let moved =
         [Outcome::Succeeded, Outcome::Halted, Outcome::Unverified, Outcome::RolledBack, Outcome::RollbackFailed];
     if let Some(outcome) = journal.outcome.filter(|outcome| moved.contains(outcome)) {
         status.current = Some(after(release, upgrade, outcome));
     }
     stand(&mut status, release, standing, reason, &message, now);
+    tell_hold(&mut status, release, now);
     if awaiting(&journal) {
         set(&mut status.conditions, release, conditions::AWAITING_DECISION, "True", reason, &message, now);
     }
@@ -213,6 +263,30 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
     status
 }
 
+fn why_held(hold: &Hold) -> &'static str {
+    match hold.reason.as_str() {
+        _ if hold.expired => reason::HOLD_EXPIRED,
+        reason::SUSPENDED => reason::SUSPENDED,
+        _ => reason::HELD,
+    }
+}
+
+/// A spec that was changed while an attempt is open waits for its end, and says how that can be had.
+fn waiting_spec(release: &MemoriaRelease, upgrade: &MemoriaUpgrade) -> Option<String> {
+    let open = upgrade.status.as_ref().is_none_or(|journal| journal.outcome.is_none());
+    let generation = release.metadata.generation.unwrap_or_default();
+    let waits = open && generation != upgrade.spec.release_generation && run_name(release) != upgrade.spec.run;
+    waits.then(|| {
+        format!(
+            "generation {generation} of the spec (version {}) waits until attempt {} ends; a MemoriaDecision with \
+             action Abort, or spec.version {}, ends it",
+            release.spec.version,
+            upgrade.name_any(),
+            upgrade.spec.from
+        )
+    })
+}
+
 fn named(phase: &Option<String>, message: &str) -> String {
     match phase {
         Some(phase) => format!("{phase}: {message}"),
@@ -221,11 +295,7 @@ fn named(phase: &Option<String>, message: &str) -> String {
 }
 
 fn unsuspend(release: &MemoriaRelease) -> String {
-    format!(
-        "kubectl -n {} patch mrel {} --type merge -p '{{\"spec\":{{\"suspend\":false}}}}'",
-        release.namespace().unwrap_or_default(),
-        release.name_any()
-    )
+    crate::upgrade::unsuspend(&release.namespace().unwrap_or_default(), &release.name_any())
 }
 
 /// The command that makes a decision about this attempt.

@@ -80,7 +80,7 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
         JobOrder::Fence(order) => fence::run(context, order).await,
         JobOrder::Snapshot(order) => snapshot::run(context, order).await,
         JobOrder::Guard(order) => guard::run(context, order, stop).await,
-        JobOrder::Check(order) => Ok(check::run(order).await),
+        JobOrder::Check(order) => Ok(check::run(context, order).await),
         JobOrder::Baseline(order) => baseline::run(context, order).await,
         JobOrder::Restore(order) => restore::run(context, order).await,
     }

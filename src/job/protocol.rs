@@ -1,6 +1,8 @@
 //! What the controller and its Jobs say to each other: orders in environment variables, answers in the termination
 //! message. `docs/formats.md` shows both with examples; fields are only ever added, each with a default.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
@@ -18,6 +20,9 @@ pub const DATABASE_URL_ENV: &str = "MEMORIA_OPERATOR_DATABASE_URL";
 /// Prefix of the environment variables that carry header values of HTTP checks:
 /// check number and header number follow, e.g. `MEMORIA_OPERATOR_HEADER_0_1`.
 pub const HEADER_ENV_PREFIX: &str = "MEMORIA_OPERATOR_HEADER_";
+/// Prefix of the environment variables that carry the database URL of SQL checks with one of their own: the check's
+/// number follows.
+pub const CHECK_URL_ENV_PREFIX: &str = "MEMORIA_OPERATOR_CHECK_URL_";
 /// Where the snapshot storage is mounted in Jobs that use it.
 pub const STORAGE_MOUNT: &str = "/snapshots";
 /// The emptyDir shared by runner and guard: the runner's binary, its order's go-ahead and its result.
@@ -166,9 +171,23 @@ pub struct RestoreOrder {
 #[serde(rename_all = "camelCase")]
 pub struct CheckOrder {
     pub checks: Vec<OrderedCheck>,
+    /// Memoria's own database, for SQL checks that name no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseTask>,
 }
 
-/// One check, with the values of its headers in `MEMORIA_OPERATOR_HEADER_<check>_<header>`.
+/// What a check asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CheckSource {
+    #[default]
+    Http,
+    Prometheus,
+    Sql,
+}
+
+/// One check, with the values of its headers in `MEMORIA_OPERATOR_HEADER_<check>_<header>` and the URL of its own
+/// database, if it has one, in `MEMORIA_OPERATOR_CHECK_URL_<check>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OrderedCheck {
@@ -178,10 +197,44 @@ pub struct OrderedCheck {
     pub every: GoDuration,
     pub stable_for: GoDuration,
     pub pass_when: String,
+    #[serde(default)]
+    pub source: CheckSource,
+    /// HTTP: the whole URL; Prometheus: the server's; SQL: empty.
+    #[serde(default)]
     pub url: String,
     /// Header names, in the order of their variables.
     #[serde(default)]
     pub headers: Vec<String>,
+    /// PromQL or SQL.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub query: String,
+    /// PromQL for the data's own time.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub time_query: String,
+    /// SQL: whether its URL is in its own variable, not the order's database.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_database: bool,
+    /// HTTP: CEL for the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_of: Option<String>,
+    /// HTTP: CEL for the data's own time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_of: Option<String>,
+    /// Greatest age of the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fresh_within: Option<GoDuration>,
+    /// Whether data from before the check began counts as stale.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub since_start: bool,
+    /// What is granted beyond `within` while the number falls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<GoDuration>,
+    /// The number from before anything was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<serde_json::Number>,
+    /// Only take the number: it becomes the baseline of a later stage's check.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub baseline_only: bool,
 }
 
 /// What was only known when the Job was created.
@@ -200,6 +253,9 @@ pub struct JobInput {
     /// SHA-256 of the baseline that the journal names, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline_sha256: Option<String>,
+    /// Address of the Server's candidate pod: what the host `candidate` means in a check of stage BeforeIngestion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate_address: Option<std::net::IpAddr>,
 }
 
 /// A Job's answer: at most [`MAX_REPORT_BYTES`] as JSON, without secrets.
@@ -306,6 +362,9 @@ pub struct MigrateFacts {
 #[serde(rename_all = "camelCase")]
 pub struct CheckFacts {
     pub checks: Vec<CheckResult>,
+    /// The numbers taken as baselines, by check.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub baselines: BTreeMap<String, serde_json::Number>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

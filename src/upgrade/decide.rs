@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    Action, Observed,
+    Action, Observed, hold,
     phase::{self, Context, Done, Phase, Step},
 };
 use crate::{
@@ -68,13 +68,22 @@ impl Driver<'_> {
             return Decision { journal: journal.clone(), actions: Vec::new(), wake: None };
         };
         let turning = journal.failure.is_some();
+        let mut held = journal.clone();
+        if let Some(failure) = hold::expire(&mut held, self.now) {
+            return self.turn_back(held, failure);
+        }
+        let journal = &held;
         if !turning
             && !phase.uninterruptible
             && let Some(failure) = self.ordered_end(phase.name)
         {
             return self.turn_back(journal.clone(), failure);
         }
-        let wake = if turning && !is_back(phase) { None } else { self.deadline(phase, record) };
+        let wake = match &journal.hold {
+            Some(_) => hold::wake(journal),
+            None if turning && !is_back(phase) => None,
+            None => self.deadline(phase, record),
+        };
         let cx = Context {
             attempt: self.attempt,
             namespace: self.namespace,
@@ -85,7 +94,7 @@ impl Driver<'_> {
             now: self.now,
         };
         let step = (phase.step)(&cx);
-        if let Some(deadline) = wake
+        if let Some(deadline) = wake.filter(|_| journal.hold.is_none())
             && self.now >= deadline
             && let Step::Act { message, .. } | Step::Wait { message } = &step
         {
@@ -135,10 +144,21 @@ impl Driver<'_> {
     ) -> Decision {
         match step {
             Step::Act { actions, message } => {
+                hold::asked(&mut next);
                 if next.writers_stopped_at.is_none() && actions.iter().any(|a| matches!(a, Action::Scale { .. })) {
                     next.writers_stopped_at = Some(Time(self.now));
                 }
                 self.say(&mut next, message, wake);
+                Decision { journal: next, actions, wake }
+            }
+            Step::Hold { why, retry } => {
+                hold::enter(self.plan, &mut next, why, self.now);
+                let actions = hold::ask_again(&mut next, retry, self.now);
+                if let Some(hold) = &next.hold {
+                    let sentence = hold::sentence(hold);
+                    self.say(&mut next, sentence, None);
+                }
+                let wake = hold::wake(&next);
                 Decision { journal: next, actions, wake }
             }
             Step::Wait { message } => {
@@ -150,6 +170,7 @@ impl Driver<'_> {
                 Decision { journal: next, actions: Vec::new(), wake }
             }
             Step::Remember { key, value } => {
+                hold::leave(&mut next, self.now);
                 if phase.name == phase::INGESTION_REENABLE && next.writers_back_at.is_none() {
                     next.writers_back_at = Some(Time(self.now));
                 }
@@ -176,6 +197,7 @@ impl Driver<'_> {
                 self.turn_back(next, failure)
             }
             Step::Done(done) => {
+                hold::leave(&mut next, self.now);
                 self.finish_phase(&mut next, phase, *done);
                 if turning { self.close_turned(next, phase) } else { self.begin_next(next) }
             }
@@ -213,11 +235,26 @@ impl Driver<'_> {
             (Some(_), None) => "writers are stopped meanwhile",
             _ => "writers run meanwhile",
         };
-        journal.message = Some(format!("suspended before {} by spec.suspend; {stopped}", next.name));
-        Decision { journal, actions: Vec::new(), wake: None }
+        let message = format!("suspended before {} by spec.suspend; {stopped}", next.name);
+        let why = hold::Reason {
+            phase: next.name.to_owned(),
+            reason: "Suspended".to_owned(),
+            message: "spec.suspend is true".to_owned(),
+            next_command: unsuspend(self.namespace, &self.plan.release_name),
+        };
+        hold::enter(self.plan, &mut journal, why, self.now);
+        journal.message = Some(message);
+        match hold::expire(&mut journal, self.now) {
+            Some(failure) => self.turn_back(journal, failure),
+            None => {
+                let wake = hold::wake(&journal);
+                Decision { journal, actions: Vec::new(), wake }
+            }
+        }
     }
 
     fn begin(&self, journal: &mut MemoriaUpgradeStatus, phase: &Phase) {
+        journal.hold = None;
         journal.phases.push(PhaseRecord {
             name: phase.name.to_owned(),
             state: PhaseState::Running,
@@ -225,6 +262,7 @@ impl Driver<'_> {
             finished_at: None,
             message: String::new(),
             done: Default::default(),
+            held_seconds: 0,
         });
         journal.phase = Some(phase.name.to_owned());
         journal.message = Some(format!("{} begins", phase.name));
@@ -290,6 +328,7 @@ impl Driver<'_> {
         if let (Category::Decision, Some(decision)) = (category, &self.seen.orders.abort) {
             self.decided(&mut journal, decision, DecisionAction::Abort);
         }
+        journal.hold = None;
         if untouched {
             return self.close(journal, Outcome::Aborted, message);
         }
@@ -442,7 +481,8 @@ impl Driver<'_> {
 
     fn deadline(&self, phase: &Phase, record: &PhaseRecord) -> Option<Timestamp> {
         let limit = (phase.limit)(self.plan)?;
-        record.started_at.0.checked_add(limit.signed()).ok()
+        let held = jiff::SignedDuration::from_secs(record.held_seconds);
+        record.started_at.0.checked_add(limit.signed()).ok()?.checked_add(held).ok()
     }
 
     /// Puts what is awaited, and until when, into record and journal; unchanged words change nothing.
@@ -475,6 +515,11 @@ fn accepted(journal: &MemoriaUpgradeStatus) -> bool {
 /// Why the attempt turned back, in words.
 fn cause(journal: &MemoriaUpgradeStatus) -> String {
     journal.failure.as_ref().map(|f| format!("{} failed: {}", f.phase, f.message)).unwrap_or_default()
+}
+
+/// The command that ends `spec.suspend`.
+pub(crate) fn unsuspend(namespace: &str, release: &str) -> String {
+    format!("kubectl -n {namespace} patch mrel {release} --type merge -p '{{\"spec\":{{\"suspend\":false}}}}'")
 }
 
 /// At most [`MAX_MESSAGE`] bytes, cut between characters.

@@ -7,6 +7,7 @@
 
 pub mod action;
 mod decide;
+pub mod hold;
 pub mod image;
 pub mod phase;
 pub mod preflight;
@@ -14,10 +15,12 @@ pub mod seen;
 pub mod version;
 
 pub use action::{Action, Precondition};
-pub(crate) use decide::cut;
 pub use decide::{Decision, decide};
+pub(crate) use decide::{cut, unsuspend};
 pub use seen::Observed;
 
+#[cfg(test)]
+mod holds;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

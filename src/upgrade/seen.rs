@@ -95,6 +95,8 @@ pub struct PodSeen {
     pub name: String,
     pub uid: String,
     pub node: Option<String>,
+    /// Its address, once it has one.
+    pub ip: Option<std::net::IpAddr>,
     /// `Pending`, `Running`, `Succeeded`, `Failed`.
     pub phase: String,
     pub ready: bool,

@@ -161,7 +161,7 @@ fn where_that_was_not_asked_for_it_stops_until_a_person_orders_it() {
 
 #[test]
 fn a_failure_after_ingestion_was_back_is_taken_back_too_and_knows_that_clients_wrote() {
-    for step in ["gate", "bootstrap", "verify"] {
+    for step in ["gate", "bootstrap", "parity", "verify"] {
         let fault = Fault::JobFails { step, category: Category::Candidate, reason: "CheckFailed" };
         let mut world = World::with(fault.clone());
         world.run();

@@ -150,6 +150,7 @@ impl World {
                 "baseline",
                 "gate",
                 "bootstrap",
+                "parity",
                 "verify",
                 "restore",
                 "restore-accepted",
@@ -157,6 +158,7 @@ impl World {
             .map(job)
             .to_vec(),
             gate_seconds: 600,
+            candidate_seconds: 0,
             checks: Vec::new(),
             rollback: PlannedRollback { automatic: true, data_loss_budget_rows: 0 },
         };
@@ -295,7 +297,12 @@ impl World {
             }
             Action::ArmJobTtl { step, .. } => self.seen.jobs.get_mut(step).unwrap().ttl_armed = true,
             Action::CreateCandidate { target } => {
-                let pod = PodSeen { name: format!("c-{target}"), uid: "u".into(), ..PodSeen::default() };
+                let pod = PodSeen {
+                    name: format!("c-{target}"),
+                    uid: "u".into(),
+                    ip: Some([10, 0, 0, 9].into()),
+                    ..PodSeen::default()
+                };
                 assert!(self.seen.candidates.insert(target.clone(), pod).is_none());
             }
             Action::DeleteCandidate { target, .. } => {

@@ -163,6 +163,7 @@ async fn the_fullest_status_fits_with_room_to_spare() {
         finished_at: Some(Time(now())),
         message: "m".repeat(1024),
         done: (0..64).map(|k| (format!("step-{k}"), "d".repeat(32))).collect(),
+        held_seconds: 0,
     };
     let journal = MemoriaUpgradeStatus { phases: (0..32).map(record).collect(), checks, ..Default::default() };
     let patch = Patch::Merge(json!({"status": journal}));

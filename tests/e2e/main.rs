@@ -8,6 +8,7 @@ mod dump;
 mod environment;
 mod failures;
 mod good;
+mod holds;
 mod killed;
 mod rollback;
 mod silence;

@@ -1,6 +1,7 @@
 //! `MemoriaRelease`: the desired version of one Memoria installation and how to get there. People write its spec;
 //! the operator writes only its status.
 
+mod check;
 mod status;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::status::*;
+pub use self::{check::*, status::*};
 use super::{GoDuration, schema};
 
 /// What a person wants of one Memoria installation.
@@ -31,6 +32,7 @@ use super::{GoDuration, schema};
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.version"),
     printcolumn(name = "Ingestion", type_ = "string", json_path = ".status.ingestion.state"),
     printcolumn(name = "Stopped", type_ = "date", json_path = ".status.ingestion.stoppedSince"),
+    printcolumn(name = "Held", type_ = "date", json_path = ".status.hold.since"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1)
@@ -268,90 +270,6 @@ fn flag_off() -> String {
     "false".to_owned()
 }
 
-/// One check, made by a Job in the release's namespace.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[x_kube(validation = ("duration(self.stableFor) < duration(self.within)", "stableFor has to be shorter than within, or the check can never pass"))]
-#[serde(rename_all = "camelCase")]
-pub struct Check {
-    /// The check's name in status and messages. Example: `queue-depth`.
-    #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
-    pub name: String,
-    /// When it is made: `IngestionReenable` after the workers came back (the gate of the queue), `AfterIngestion` once
-    /// ingestion settled (the verification of the new version).
-    pub stage: Stage,
-    /// Whether the upgrade fails with it. When false its result is only reported.
-    #[serde(default = "yes")]
-    pub required: bool,
-    /// How long it may take to pass, from `1s` on.
-    #[serde(default = "check_within")]
-    #[x_kube(validation = ("duration(self) >= duration('1s')", "within is the time that the check has to pass: at least 1s"))]
-    pub within: GoDuration,
-    /// Time between two samples, from `1s` on.
-    #[serde(default = "check_every")]
-    #[x_kube(validation = ("duration(self) >= duration('1s')", "every is the time between two samples: at least 1s"))]
-    pub every: GoDuration,
-    /// How long it must pass without a break. `0s`: one sample is enough.
-    #[serde(default = "check_stable_for")]
-    pub stable_for: GoDuration,
-    /// A CEL expression over `status` (HTTP status code) and `body` (the parsed JSON); true passes.
-    /// Example: `status == 200 && body.depth <= 100`.
-    #[schemars(length(min = 1, max = 1024))]
-    pub pass_when: String,
-    /// The HTTP request whose answer decides.
-    pub http: HttpCheck,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-const fn check_within() -> GoDuration {
-    GoDuration::from_mins(10)
-}
-
-const fn check_every() -> GoDuration {
-    GoDuration::from_secs(5)
-}
-
-const fn check_stable_for() -> GoDuration {
-    GoDuration::from_secs(0)
-}
-
-/// When a check is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Stage {
-    /// After the workers came back: the gate of the queue.
-    IngestionReenable,
-    /// After ingestion settled: the verification of the new version.
-    AfterIngestion,
-}
-
-/// A GET request that follows no redirects.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpCheck {
-    /// What is asked. Example: `http://memoria-server:8000/settings`.
-    #[schemars(length(min = 1, max = 1024))]
-    #[x_kube(validation = ("isURL(self) && (self.startsWith('http://') || self.startsWith('https://'))", "write a whole URL, e.g. http://memoria-server:8000/settings"))]
-    #[x_kube(validation = ("!self.contains('@')", "URLs carry no credentials; use headersFrom"))]
-    pub url: String,
-    /// Headers whose values come from Secrets. Default: none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub headers_from: Vec<HeaderFrom>,
-}
-
-/// A header whose value is a key of a Secret.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HeaderFrom {
-    /// The header's name. Example: `X-API-Key`.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[0-9A-Za-z-]+$"))]
-    pub name: String,
-    /// The Secret and the key that holds its value.
-    pub secret_key_ref: KeyRef,
-}
-
 /// Where the snapshot is kept.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -414,6 +332,10 @@ pub enum MigrationMode {
     None,
 }
 
+const fn yes() -> bool {
+    true
+}
+
 /// How a failed upgrade is taken back.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -463,12 +385,29 @@ pub struct Timeouts {
     /// The candidate and, after it, each target's rollout, from `30s` on.
     #[schemars(transform = schema::limit)]
     pub rollout: GoDuration,
-    /// The sample bootstrap and all checks of stage AfterIngestion, from `30s` on.
+    /// The sample bootstrap, the release's own command checks and all checks of stage AfterIngestion, from `30s` on.
     #[schemars(transform = schema::limit)]
     pub verification: GoDuration,
     /// Each part of the way back: writers to zero, the restore with its proofs, the rollouts; from `30s` on.
     #[schemars(transform = schema::limit)]
     pub rollback: GoDuration,
+    /// How long an attempt may hold while writers are stopped, from `30s` on. A hold past it resumes before the image
+    /// moved; afterwards `onHold` decides. Holds while writers run have no deadline.
+    #[schemars(transform = schema::limit)]
+    pub hold: GoDuration,
+    /// What a hold past its deadline does once the image moved: `Keep` goes on holding, with writers stopped;
+    /// `Rollback` counts it as a failure.
+    pub on_hold: OnHold,
+}
+
+/// What becomes of a hold past its deadline, once the image moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnHold {
+    /// It goes on; writers stay stopped.
+    #[default]
+    Keep,
+    /// It counts as a failure of its phase.
+    Rollback,
 }
 
 impl Default for Timeouts {
@@ -481,6 +420,8 @@ impl Default for Timeouts {
             rollout: GoDuration::from_mins(10),
             verification: GoDuration::from_mins(30),
             rollback: GoDuration::from_mins(120),
+            hold: GoDuration::from_mins(30),
+            on_hold: OnHold::Keep,
         }
     }
 }

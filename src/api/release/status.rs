@@ -4,7 +4,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{schema, upgrade::Outcome};
+use crate::api::{
+    schema,
+    upgrade::{HoldOutcome, Outcome},
+};
 
 /// Where the release stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -17,7 +20,7 @@ pub struct MemoriaReleaseStatus {
     /// Programs read conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped`, `AwaitingDecision` only while True.
+    /// `Ready` always; `Reconciling`, `Stalled`, `IngestionStopped`, `AwaitingDecision`, `Held` only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -30,6 +33,9 @@ pub struct MemoriaReleaseStatus {
     /// What a person must type; absent when nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_action: Option<String>,
+    /// What is waited for without having failed; absent while nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldStatus>,
     /// What the pre-flight checks of this generation found, while no attempt is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_flight: Option<PreFlightStatus>,
@@ -61,6 +67,25 @@ pub struct RejectedImages {
     pub reason: String,
     /// When.
     pub at: Time,
+}
+
+/// A wait that is no failure. `nextAction` beside it says what a person can type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldStatus {
+    /// Since when.
+    pub since: Time,
+    /// The phase that waits, or that is not begun.
+    pub phase: String,
+    /// CamelCase: `Suspended`, `CheckInconclusive`, `JobLost`, `JobCannotRun`, or `Inconclusive` in pre-flight.
+    pub reason: String,
+    /// What is missing.
+    pub message: String,
+    /// When `outcome` comes; absent while writers run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+    /// What becomes of it at its deadline: `Resume`, `Rollback` or `Keep`.
+    pub outcome: HoldOutcome,
 }
 
 /// What runs.

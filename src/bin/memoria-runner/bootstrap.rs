@@ -59,7 +59,8 @@ fn bad(why: &str) -> Report {
     failed("BootstrapFailed", Category::Candidate, message)
 }
 
-fn fresh(directory: &Path) -> io::Result<()> {
+/// An empty directory.
+pub fn fresh(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -12,13 +12,14 @@ mod command;
 mod guarded;
 mod install;
 mod output;
+mod parity;
 mod probe;
 mod report;
 mod supervise;
 
 use self::{guarded::Work, supervise::Supervisor};
 
-const USAGE: &str = "usage: memoria-runner install DESTINATION | probe | init-db | migrate | bootstrap\n\
+const USAGE: &str = "usage: memoria-runner install DESTINATION | probe | init-db | migrate | bootstrap | parity\n\
                      All but install take their order as JSON from MEMORIA_RUNNER_ORDER.";
 
 #[derive(Clone, Copy)]
@@ -26,6 +27,7 @@ enum Mode {
     Probe,
     Guarded(Work),
     Bootstrap,
+    Parity,
 }
 
 fn main() -> ExitCode {
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         ["init-db"] => Mode::Guarded(Work::InitDb),
         ["migrate"] => Mode::Guarded(Work::Migrate),
         ["bootstrap"] => Mode::Bootstrap,
+        ["parity"] => Mode::Parity,
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -77,6 +80,7 @@ fn carry_out(mode: Mode) -> Result<bool, String> {
             Mode::Guarded(work) => return guarded::run(work, &order, &mut supervisor).map_err(unwritten),
             Mode::Probe => probe::run(&order, &mut supervisor),
             Mode::Bootstrap => bootstrap::run(&order, &mut supervisor),
+            Mode::Parity => parity::run(&order, &mut supervisor),
         }
     };
     report::write(&order, &answer).map_err(unwritten)?;

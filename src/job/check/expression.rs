@@ -1,5 +1,5 @@
-//! What makes a check pass: a CEL expression over `status` and `body`. Checked as far as possible before anything runs,
-//! and what it says afterwards never contains a body.
+//! What makes a check pass: a CEL expression over `value`, `baseline`, `status` and `body`. Checked as far as possible
+//! before anything runs, and what it says afterwards never contains a body.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -30,12 +30,18 @@ const MAX_PATHS: usize = 4;
 const FUNCTIONS: [&str; 10] =
     ["size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes"];
 /// The variables that a check gives.
-const VARIABLES: [&str; 2] = ["status", "body"];
+const VARIABLES: [&str; 4] = ["status", "body", VALUE, BASELINE];
+/// The number that was found.
+pub const VALUE: &str = "value";
+/// The same number before anything was stopped.
+pub const BASELINE: &str = "baseline";
 
 /// Why an expression cannot be used, with the place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("passWhen, line {line}, column {column}: {why}")]
+#[error("{field}, line {line}, column {column}: {why}")]
 pub struct ExpressionError {
+    /// The field that holds the expression, e.g. `passWhen`.
+    pub field: &'static str,
     /// From 1.
     pub line: usize,
     /// From 1, in bytes.
@@ -46,8 +52,10 @@ pub struct ExpressionError {
 /// An expression that can be evaluated.
 #[derive(Clone)]
 pub struct Expression {
+    field: &'static str,
     program: Arc<Program>,
     paths: Vec<Path>,
+    variables: BTreeSet<String>,
 }
 
 impl fmt::Debug for Expression {
@@ -56,12 +64,25 @@ impl fmt::Debug for Expression {
     }
 }
 
-/// An answer of the service that is checked.
-#[derive(Clone, Debug, PartialEq)]
+/// An answer of what is checked.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
-    pub status: u16,
-    /// Null when the body is no JSON.
+    /// HTTP only.
+    pub status: Option<u16>,
+    /// HTTP only; null when the body is no JSON.
     pub body: Json,
+    pub value: Option<f64>,
+    pub baseline: Option<f64>,
+}
+
+/// What an expression gave.
+#[derive(Clone, Debug, PartialEq)]
+enum Given {
+    Bool(bool),
+    Number(f64),
+    Text(String),
+    /// Of another type, which is named.
+    Other(String),
 }
 
 /// Why a sample has no verdict. Never shows a value of the body.
@@ -71,30 +92,50 @@ pub enum EvaluationError {
     NoSuchKey(String),
     #[error("passWhen gives a {0}, not true or false")]
     NotBoolean(String),
-    #[error("passWhen does not fit the answer: {0}")]
-    Unfit(String),
-    #[error("passWhen took more than {} s; make it simpler", EVALUATION.as_secs())]
-    TooLong,
-    #[error("passWhen was not evaluated: {0}")]
-    NoThread(String),
+    #[error("{0} gives a {1}, not a number")]
+    NotNumber(&'static str, String),
+    #[error("{0} gives neither a time such as 2026-01-10T03:00:12Z nor seconds since 1970")]
+    NotTime(&'static str),
+    #[error("{0} does not fit the answer: {1}")]
+    Unfit(&'static str, String),
+    #[error("{field} took more than {} s; make it simpler", EVALUATION.as_secs())]
+    TooLong { field: &'static str },
+    #[error("{0} was not evaluated: {1}")]
+    NoThread(&'static str, String),
 }
 
-/// Reads an expression and refuses what could never be evaluated: bad syntax, unknown variables and functions.
+/// Reads a `passWhen` and refuses what could never be evaluated: bad syntax, unknown variables and functions.
 ///
 /// # Errors
 /// [`ExpressionError`] with the position and what to write.
 pub fn compile_expression(text: &str) -> Result<Expression, ExpressionError> {
-    let at_start = |why: String| ExpressionError { line: 1, column: 1, why };
+    compile_field("passWhen", text)
+}
+
+/// The same for the expression of another field.
+///
+/// # Errors
+/// [`ExpressionError`] with the position and what to write.
+pub fn compile_field(field: &'static str, text: &str) -> Result<Expression, ExpressionError> {
+    let at_start = |why: String| ExpressionError { field, line: 1, column: 1, why };
     if text.len() > MAX_BYTES {
         return Err(at_start(format!("it has {} bytes; at most {MAX_BYTES} are read", text.len())));
     }
     let text = text.to_owned();
     let compile = move || {
-        let program = Program::compile(&text).map_err(|errors| first_error(&errors))?;
-        let mut walk = Walk { source: program.source_info(), bound: Vec::new(), depth: 0, paths: BTreeSet::new() };
+        let program = Program::compile(&text).map_err(|errors| first_error(field, &errors))?;
+        let mut walk = Walk {
+            field,
+            source: program.source_info(),
+            bound: Vec::new(),
+            depth: 0,
+            paths: BTreeSet::new(),
+            variables: BTreeSet::new(),
+        };
         walk.expression(program.expression())?;
-        let paths = walk.paths.into_iter().take(MAX_PATHS).collect();
-        Ok(Expression { program: Arc::new(program), paths })
+        let Walk { paths, variables, .. } = walk;
+        let paths = paths.into_iter().take(MAX_PATHS).collect();
+        Ok(Expression { field, program: Arc::new(program), paths, variables })
     };
     let thread = thread::Builder::new().name("cel-compile".to_owned()).stack_size(STACK_BYTES).spawn(compile);
     thread
@@ -104,22 +145,64 @@ pub fn compile_expression(text: &str) -> Result<Expression, ExpressionError> {
 }
 
 impl Expression {
+    /// Whether it names that variable.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+
     /// Whether a sample passes.
     ///
     /// # Errors
     /// [`EvaluationError`] when that cannot be told.
     pub fn passes(&self, sample: &Sample) -> Result<bool, EvaluationError> {
+        match self.evaluate(sample)? {
+            Given::Bool(passes) => Ok(passes),
+            Given::Number(_) => Err(EvaluationError::NotBoolean("number".to_owned())),
+            Given::Text(_) => Err(EvaluationError::NotBoolean("string".to_owned())),
+            Given::Other(type_) => Err(EvaluationError::NotBoolean(type_)),
+        }
+    }
+
+    /// The number that it gives.
+    ///
+    /// # Errors
+    /// [`EvaluationError`] when it gives none.
+    pub fn number(&self, sample: &Sample) -> Result<f64, EvaluationError> {
+        match self.evaluate(sample)? {
+            Given::Number(number) if number.is_finite() => Ok(number),
+            Given::Number(_) => Err(EvaluationError::NotNumber(self.field, "number without a value".to_owned())),
+            Given::Bool(_) => Err(EvaluationError::NotNumber(self.field, "bool".to_owned())),
+            Given::Text(_) => Err(EvaluationError::NotNumber(self.field, "string".to_owned())),
+            Given::Other(type_) => Err(EvaluationError::NotNumber(self.field, type_)),
+        }
+    }
+
+    /// The moment that it gives, in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`EvaluationError`] when it gives none.
+    pub fn time(&self, sample: &Sample) -> Result<f64, EvaluationError> {
+        let seconds = match self.evaluate(sample)? {
+            Given::Number(seconds) => Some(seconds),
+            Given::Text(text) => moment(&text),
+            Given::Bool(_) | Given::Other(_) => None,
+        };
+        seconds.filter(|seconds| seconds.is_finite()).ok_or(EvaluationError::NotTime(self.field))
+    }
+
+    fn evaluate(&self, sample: &Sample) -> Result<Given, EvaluationError> {
         let (answer, verdict) = mpsc::sync_channel(1);
-        let (program, sample) = (Arc::clone(&self.program), sample.clone());
+        let (field, program, sample) = (self.field, Arc::clone(&self.program), sample.clone());
         let evaluate = move || {
             let mut context = Context::default();
-            context.add_variable_from_value("status", i64::from(sample.status));
+            context.add_variable_from_value("status", sample.status.map_or(Value::Null, |s| Value::Int(s.into())));
             context.add_variable_from_value("body", to_cel(&sample.body));
+            context.add_variable_from_value(VALUE, sample.value.map_or(Value::Null, Value::Float));
+            context.add_variable_from_value(BASELINE, sample.baseline.map_or(Value::Null, Value::Float));
             // The receiver is gone when this took too long.
             let _ = answer.send(match program.execute(&context) {
-                Ok(Value::Bool(passes)) => Ok(passes),
-                Ok(other) => Err(EvaluationError::NotBoolean(other.type_of().to_string())),
-                Err(error) => Err(without_values(error)),
+                Ok(value) => Ok(given(value)),
+                Err(error) => Err(without_values(field, error)),
             });
         };
         // It cannot be stopped from outside: one that takes too long is left behind and ends with this Job's process.
@@ -127,19 +210,24 @@ impl Expression {
             .name("cel-evaluate".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(evaluate)
-            .map_err(|error| EvaluationError::NoThread(error.to_string()))?;
+            .map_err(|error| EvaluationError::NoThread(field, error.to_string()))?;
         match verdict.recv_timeout(EVALUATION) {
             Ok(verdict) => verdict,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(EvaluationError::TooLong),
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(EvaluationError::TooLong { field }),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                Err(EvaluationError::Unfit("the interpreter failed on it".to_owned()))
+                Err(EvaluationError::Unfit(field, "the interpreter failed on it".to_owned()))
             }
         }
     }
 
-    /// Status and the numbers that the expression names, e.g. `status 200, body.depth 42`.
+    /// What the sample shows of what the expression names, e.g. `status 200, body.depth 42` or `value 42, baseline 40`.
     pub fn observed(&self, sample: &Sample) -> String {
-        let mut text = format!("status {}", sample.status);
+        let mut parts = Vec::new();
+        parts.extend(sample.value.map(|value| format!("value {value}")));
+        if self.uses(BASELINE) {
+            parts.extend(sample.baseline.map(|baseline| format!("baseline {baseline}")));
+        }
+        parts.extend(sample.status.map(|status| format!("status {status}")));
         for path in &self.paths {
             let shown = match path.find(&sample.body) {
                 Some(Json::Number(number)) => number.to_string(),
@@ -149,10 +237,32 @@ impl Expression {
                 Some(Json::String(_) | Json::Array(_) | Json::Object(_)) => continue,
                 None => "missing".to_owned(),
             };
-            text.push_str(&format!(", {path} {shown}"));
+            parts.push(format!("{path} {shown}"));
         }
-        text
+        parts.join(", ")
     }
+}
+
+fn given(value: Value) -> Given {
+    match value {
+        Value::Bool(value) => Given::Bool(value),
+        #[expect(clippy::cast_precision_loss, reason = "depths and seconds are far below 2^53")]
+        Value::Int(value) => Given::Number(value as f64),
+        #[expect(clippy::cast_precision_loss, reason = "depths and seconds are far below 2^53")]
+        Value::UInt(value) => Given::Number(value as f64),
+        Value::Float(value) => Given::Number(value),
+        Value::String(text) => Given::Text(text.to_string()),
+        other => Given::Other(other.type_of().to_string()),
+    }
+}
+
+/// RFC 3339; without an offset it is UTC.
+fn moment(text: &str) -> Option<f64> {
+    let parsed = text.parse::<jiff::Timestamp>().ok().or_else(|| {
+        let civil = text.parse::<jiff::civil::DateTime>().ok()?;
+        civil.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    });
+    parsed.map(|at| at.as_duration().as_secs_f64())
 }
 
 /// A value below `body`, as the expression names it.
@@ -186,11 +296,13 @@ impl fmt::Display for Path {
 
 /// Goes through an expression once: refuses unknown names, collects the paths below `body`.
 struct Walk<'a> {
+    field: &'static str,
     source: &'a SourceInfo,
     /// Variables of the macros that are open.
     bound: Vec<String>,
     depth: usize,
     paths: BTreeSet<Path>,
+    variables: BTreeSet<String>,
 }
 
 impl Walk<'_> {
@@ -209,6 +321,7 @@ impl Walk<'_> {
             if path.len() > MAX_DEPTH {
                 return Err(self.error(node, format!("a path has at most {MAX_DEPTH} parts; make it simpler")));
             }
+            self.variables.insert("body".to_owned());
             if !path.is_empty() {
                 self.paths.insert(Path(path));
             }
@@ -216,10 +329,15 @@ impl Walk<'_> {
         }
         match &node.expr {
             Expr::Unspecified | Expr::Literal(_) => Ok(()),
-            Expr::Ident(name) if self.bound.contains(name) || VARIABLES.contains(&name.as_str()) => Ok(()),
+            Expr::Ident(name) if self.bound.contains(name) => Ok(()),
+            Expr::Ident(name) if VARIABLES.contains(&name.as_str()) => {
+                self.variables.insert(name.clone());
+                Ok(())
+            }
             Expr::Ident(name) if name.starts_with('@') => Ok(()),
             Expr::Ident(name) => {
-                Err(self.error(node, format!("{name} is not known; there are status (a number) and body (JSON)")))
+                let known = "there are value and baseline (numbers), status (a number) and body (JSON)";
+                Err(self.error(node, format!("{name} is not known; {known}")))
             }
             Expr::Call(call) => {
                 let name = call.func_name.as_str();
@@ -288,16 +406,16 @@ impl Walk<'_> {
         let before = self.source.source.get(..offset).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         let column = before.len() - before.rfind('\n').map_or(0, |at| at + 1) + 1;
-        ExpressionError { line, column, why }
+        ExpressionError { field: self.field, line, column, why }
     }
 }
 
-fn first_error(errors: &cel::ParseErrors) -> ExpressionError {
+fn first_error(field: &'static str, errors: &cel::ParseErrors) -> ExpressionError {
     let Some(first) = errors.errors.first() else {
-        return ExpressionError { line: 1, column: 1, why: "it cannot be read".to_owned() };
+        return ExpressionError { field, line: 1, column: 1, why: "it cannot be read".to_owned() };
     };
     let from_one = |place: isize| usize::try_from(place).unwrap_or(1).max(1);
-    ExpressionError { line: from_one(first.pos.0), column: from_one(first.pos.1), why: first.msg.clone() }
+    ExpressionError { field, line: from_one(first.pos.0), column: from_one(first.pos.1), why: first.msg.clone() }
 }
 
 /// Whole numbers become `int`, so that `body.depth + 1` means what it says.
@@ -322,19 +440,25 @@ fn to_cel(json: &Json) -> Value {
 }
 
 /// The interpreter's own words would show what is in the body.
-fn without_values(error: ExecutionError) -> EvaluationError {
+fn without_values(field: &'static str, error: ExecutionError) -> EvaluationError {
+    let unfit = |why: String| EvaluationError::Unfit(field, why);
     match error {
         ExecutionError::NoSuchKey(name) => EvaluationError::NoSuchKey(name.chars().take(64).collect()),
-        ExecutionError::NoSuchOverload(overload) => EvaluationError::Unfit(overload.to_string()),
-        ExecutionError::IndexOutOfBounds(_) => EvaluationError::Unfit("an index is out of bounds".to_owned()),
+        ExecutionError::NoSuchOverload(overload) => unfit(overload.to_string()),
+        ExecutionError::IndexOutOfBounds(_) => unfit("an index is out of bounds".to_owned()),
         ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
-            EvaluationError::Unfit("a division by zero".to_owned())
+            unfit("a division by zero".to_owned())
         }
-        ExecutionError::Overflow(..) => EvaluationError::Unfit("a number is too large".to_owned()),
+        ExecutionError::Overflow(..) => unfit("a number is too large".to_owned()),
         ExecutionError::ValuesNotComparable(left, right) => {
-            EvaluationError::Unfit(format!("{} cannot be compared to {}", left.type_of(), right.type_of()))
+            unfit(format!("{} cannot be compared to {}", left.type_of(), right.type_of()))
         }
-        ExecutionError::FunctionError { function, .. } => EvaluationError::Unfit(format!("{function} failed")),
-        _ => EvaluationError::Unfit("it has another shape than passWhen expects".to_owned()),
+        ExecutionError::UnsupportedBinaryOperator(operator, left, right) => unfit(format!(
+            "{operator} of {} and {}; a whole number beside value or baseline needs a fraction, e.g. 2.0",
+            left.type_of(),
+            right.type_of()
+        )),
+        ExecutionError::FunctionError { function, .. } => unfit(format!("{function} failed")),
+        _ => unfit("it has another shape than expected".to_owned()),
     }
 }

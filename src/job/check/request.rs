@@ -11,7 +11,7 @@ use reqwest::{
     header::{HeaderMap, HeaderName, HeaderValue},
 };
 
-use super::expression::Sample;
+use crate::api::release::CANDIDATE_HOST;
 
 /// To a connection, and to the whole answer.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -40,6 +40,16 @@ pub enum RequestError {
     NoClient(String),
 }
 
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    pub status: u16,
+    /// Null when it is no JSON.
+    pub body: serde_json::Value,
+    /// When it was given, in seconds since 1970: by the server's clock where it tells, else by ours.
+    pub at: f64,
+}
+
 /// A request that can be made again and again.
 pub struct Request {
     client: Client,
@@ -48,10 +58,36 @@ pub struct Request {
 }
 
 impl Request {
+    /// The host `candidate` stands for that address, where one is given.
+    ///
     /// # Errors
     /// [`RequestError`] for what no later answer can mend.
-    pub fn new(url: &str, headers: &[(String, Option<String>)]) -> Result<Self, RequestError> {
-        let url = Url::parse(url).map_err(|_| RequestError::BadUrl)?;
+    pub fn new(
+        url: &str,
+        headers: &[(String, Option<String>)],
+        candidate: Option<IpAddr>,
+    ) -> Result<Self, RequestError> {
+        let mut url = Url::parse(url).map_err(|_| RequestError::BadUrl)?;
+        let Some(address) = candidate.filter(|_| url.host_str() == Some(CANDIDATE_HOST)) else {
+            return Self::build(url, headers);
+        };
+        url.set_ip_host(address).map_err(|()| RequestError::BadUrl)?;
+        let request = Self::build(url, headers)?;
+        Ok(Self { host: CANDIDATE_HOST.to_owned(), ..request })
+    }
+
+    /// An instant query of Prometheus' HTTP API below `base`.
+    ///
+    /// # Errors
+    /// [`RequestError`] for what no later answer can mend.
+    pub fn query(base: &str, query: &str, headers: &[(String, Option<String>)]) -> Result<Self, RequestError> {
+        let mut url = Url::parse(base).map_err(|_| RequestError::BadUrl)?;
+        url.path_segments_mut().map_err(|()| RequestError::BadUrl)?.pop_if_empty().extend(["api", "v1", "query"]);
+        url.query_pairs_mut().append_pair("query", query);
+        Self::build(url, headers)
+    }
+
+    fn build(url: Url, headers: &[(String, Option<String>)]) -> Result<Self, RequestError> {
         let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or(RequestError::BadUrl)?;
         let host = host.to_owned();
         // The resolver is not asked for addresses.
@@ -77,7 +113,7 @@ impl Request {
 
     /// # Errors
     /// [`RequestError`] when no answer comes that could be judged.
-    pub async fn sample(&self) -> Result<Sample, RequestError> {
+    pub async fn ask(&self) -> Result<Response, RequestError> {
         let failed = |error: reqwest::Error| {
             let why = if error.is_timeout() { "no answer in time".to_owned() } else { innermost(&error) };
             RequestError::Failed { host: self.host.clone(), why }
@@ -95,8 +131,26 @@ impl Request {
             body.extend_from_slice(&chunk);
         }
         let body = serde_json::from_slice(&body).unwrap_or(serde_json::Value::Null);
-        Ok(Sample { status: response.status().as_u16(), body })
+        let at = dated(response.headers()).unwrap_or_else(now);
+        Ok(Response { status: response.status().as_u16(), body, at })
     }
+
+    /// The host that is asked, as the URL names it.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+}
+
+/// Our own clock, in seconds since 1970.
+pub fn now() -> f64 {
+    jiff::Timestamp::now().as_duration().as_secs_f64()
+}
+
+/// The header `Date`.
+fn dated(headers: &HeaderMap) -> Option<f64> {
+    let text = headers.get(reqwest::header::DATE)?.to_str().ok()?;
+    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(at.as_duration().as_secs_f64())
 }
 
 fn header_map(headers: &[(String, Option<String>)]) -> Result<HeaderMap, RequestError> {
@@ -203,19 +257,19 @@ mod tests {
     #[test]
     fn an_address_in_the_url_is_refused_however_it_is_written() {
         for url in ["http://169.254.169.254/x", "http://0xa9fea9fe/", "http://2852039166/", "http://[fe80::1]/"] {
-            let refused = Request::new(url, &[]).err().unwrap();
+            let refused = Request::new(url, &[], None).err().unwrap();
             assert!(matches!(refused, RequestError::Forbidden { .. }), "{url}: {refused}");
         }
-        assert_eq!(Request::new("ftp://x/", &[]).err().unwrap(), RequestError::BadUrl);
-        assert_eq!(Request::new("http:///settings", &[]).err(), Request::new("http://settings", &[]).err());
+        assert_eq!(Request::new("ftp://x/", &[], None).err().unwrap(), RequestError::BadUrl);
+        assert_eq!(Request::new("http:///settings", &[], None).err(), Request::new("http://settings", &[], None).err());
     }
 
     #[test]
     fn a_header_without_a_sendable_value_is_named_but_not_shown() {
         let header = |value: Option<&str>| vec![("X-API-Key".to_owned(), value.map(str::to_owned))];
-        let absent = Request::new("http://localhost/", &header(None)).err().unwrap();
+        let absent = Request::new("http://localhost/", &header(None), None).err().unwrap();
         assert_eq!(absent, RequestError::NoHeader("X-API-Key".to_owned()));
-        let bad = Request::new("http://localhost/", &header(Some("a\nb"))).err().unwrap().to_string();
+        let bad = Request::new("http://localhost/", &header(Some("a\nb")), None).err().unwrap().to_string();
         assert!(bad.contains("X-API-Key") && !bad.contains("a\nb"));
     }
 }

@@ -3,6 +3,7 @@
 //! One function a step. What is only known at creation comes in by [`with_input`], which also marks the Job with the
 //! hash by which it is recognised.
 
+mod checks;
 mod hash;
 mod name;
 mod pod;
@@ -11,25 +12,23 @@ mod shape;
 mod tests;
 mod url_source;
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Container, EnvVar, EnvVarSource, SecretKeySelector},
-};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Container};
 use memoria_runner::order::{INSTALLED_NAME, ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 
 use self::pod::{ContainerExt as _, Draft, Of, container};
 pub use self::{
+    checks::{CheckStep, Ordered, checks, longest},
     hash::{canonical_hash, template_hash, with_input},
     name::{BadName, job_name},
     pod::{GUARD, INSTALL, MAIN},
     shape::{PodShape, Security, ShapeError, UrlError},
 };
 use super::protocol::{
-    BaselineOrder, CheckOrder, DatabaseTask, FenceOrder, GuardOrder, HEADER_ENV_PREFIX, InspectOrder, JobOrder,
-    ORDER_ENV, OrderedCheck, ReferenceOrder, RestoreOrder, SHARED_MOUNT, SnapshotOrder,
+    BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
+    RestoreOrder, SHARED_MOUNT, SnapshotOrder,
 };
 use crate::api::{
-    release::{Check, Timeouts},
+    release::Timeouts,
     upgrade::{DatabaseIdentity, Engine},
 };
 
@@ -73,22 +72,6 @@ pub struct Probe<'a> {
     pub image: &'a str,
     /// True for the Server's candidate: what can its command line do? It then runs as the Server's user.
     pub ask_cli: bool,
-}
-
-/// Which of the two stages' checks a Job makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckStep {
-    Gate,
-    Verify,
-}
-
-impl CheckStep {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Gate => "gate",
-            Self::Verify => "verify",
-        }
-    }
 }
 
 /// Why a Job cannot be rendered.
@@ -271,28 +254,6 @@ fn baseline_directory(ctx: &JobContext) -> String {
     format!("{}/baseline", ctx.storage_directory)
 }
 
-/// IngestionReenable and Verification, operator image: the checks of one stage, which the caller has picked.
-///
-/// # Errors
-/// [`RenderError`]
-pub fn checks(ctx: &JobContext, step: CheckStep, checks: &[Check]) -> Result<Job, RenderError> {
-    let ordered = checks.iter().map(ordered_check).collect();
-    let mut main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Check(CheckOrder { checks: ordered }))?;
-    for (i, check) in checks.iter().enumerate() {
-        for (j, header) in check.http.headers_from.iter().enumerate() {
-            let key = &header.secret_key_ref;
-            let reference = SecretKeySelector { name: key.name.clone(), key: key.key.clone(), optional: None };
-            main = main.envs(&[EnvVar {
-                name: format!("{HEADER_ENV_PREFIX}{i}_{j}"),
-                value: None,
-                value_from: Some(EnvVarSource { secret_key_ref: Some(reference), ..EnvVarSource::default() }),
-            }]);
-        }
-    }
-    let limit_seconds = checks.iter().map(|check| check.within.as_secs()).max().unwrap_or_default();
-    Draft { step: step.as_str(), init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
-}
-
 /// Verification: a sample `bootstrap` of the candidate, in a pod that knows no database.
 ///
 /// # Errors
@@ -302,6 +263,17 @@ pub fn bootstrap(ctx: &JobContext, server_image: &str) -> Result<Job, RenderErro
     let order = runner_order(ctx, "bootstrap", limit_seconds);
     let main = runner(ctx, server_image, Of::Memoria, "bootstrap", &order)?;
     Draft { step: "bootstrap", init: vec![install(ctx)], main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+/// Verification: the candidate's `export-data` and `import-data` on scratch SQLite files, in a pod that knows no database.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn parity(ctx: &JobContext, server_image: &str) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.verification.as_secs();
+    let order = runner_order(ctx, "parity", limit_seconds);
+    let main = runner(ctx, server_image, Of::Memoria, "parity", &order)?;
+    Draft { step: "parity", init: vec![install(ctx)], main, limit_seconds, precious: false }.into_job(ctx)
 }
 
 fn task(ctx: &JobContext) -> DatabaseTask {
@@ -323,19 +295,6 @@ fn identified(ctx: &JobContext, step: &'static str) -> Result<DatabaseTask, Rend
 
 fn tools<'a>(ctx: &'a JobContext, step: &'static str) -> Result<&'a str, RenderError> {
     ctx.tools_image.as_deref().ok_or(RenderError::NoTools(step))
-}
-
-fn ordered_check(check: &Check) -> OrderedCheck {
-    OrderedCheck {
-        name: check.name.clone(),
-        required: check.required,
-        within: check.within,
-        every: check.every,
-        stable_for: check.stable_for,
-        pass_when: check.pass_when.clone(),
-        url: check.http.url.clone(),
-        headers: check.http.headers_from.iter().map(|header| header.name.clone()).collect(),
-    }
 }
 
 fn runner_order(ctx: &JobContext, step: &str, limit_seconds: u64) -> RunnerOrder {

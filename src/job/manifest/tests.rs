@@ -10,8 +10,8 @@ use memoria_runner::order::{ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 use serde_json::{Value, json};
 
 use super::{
-    CheckStep, JobContext, MAIN, PodShape, Probe, RenderError, ShapeError, baseline, bootstrap, checks, fence, inspect,
-    migrate, probe, reference, restore, snapshot, template_hash, with_input,
+    CheckStep, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, baseline, bootstrap, checks, fence,
+    inspect, migrate, parity, probe, reference, restore, snapshot, template_hash, with_input,
 };
 use crate::{
     api::{
@@ -106,9 +106,10 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("baseline", baseline(ctx).unwrap()),
         ("restore", restore(ctx, "restore", 0).unwrap()),
         ("migrate", migrate(ctx, SERVER, &migrations, "memoria-0c9e4a1e/run-3").unwrap()),
-        ("gate", checks(ctx, CheckStep::Gate, &[a_check()]).unwrap()),
-        ("verify", checks(ctx, CheckStep::Verify, &[a_check()]).unwrap()),
+        ("gate", checks(ctx, CheckStep::Gate, &[Ordered::plain(&a_check())]).unwrap()),
+        ("verify", checks(ctx, CheckStep::Verify, &[Ordered::plain(&a_check())]).unwrap()),
         ("bootstrap", bootstrap(ctx, SERVER).unwrap()),
+        ("parity", parity(ctx, SERVER).unwrap()),
     ]
 }
 

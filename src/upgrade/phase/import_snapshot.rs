@@ -57,6 +57,7 @@ fn step(cx: &Context<'_>) -> Step {
         late_writes_possible: remembered(CLIENTS_MAY_WRITE).is_some(),
         accept_data_loss: accepted,
         baseline_sha256: remembered(BASELINE),
+        ..JobInput::default()
     };
     let name = if accepted { RESTORE_ACCEPTED } else { RESTORE };
     if let Some(again) = lost(cx, name) {

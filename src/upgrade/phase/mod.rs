@@ -18,7 +18,7 @@ mod verification;
 use jiff::Timestamp;
 
 use super::{
-    Action, Observed, Precondition,
+    Action, Observed, Precondition, hold,
     seen::{Blame, JobState, PodSeen, Trouble, Workload},
 };
 use crate::{
@@ -103,6 +103,11 @@ pub enum Step {
     /// Look again when something changes.
     Wait {
         message: String,
+    },
+    /// Neither go on nor fail: say why, rest, then ask again by these actions.
+    Hold {
+        why: hold::Reason,
+        retry: Vec<Action>,
     },
     Done(Box<Done>),
     Fail {
@@ -232,6 +237,38 @@ impl<'a> Context<'a> {
                 "ForeignJob",
                 format!("a job named {name} is not this attempt's ({detail}); delete it, then start again"),
             )),
+        }
+    }
+
+    /// The same for a Job that makes checks: without a verdict the phase holds and asks again, because nothing is known
+    /// to be wrong.
+    pub fn check(&self, step: &str, input: JobInput) -> Result<&'a JobReport, Step> {
+        let name = format!("{}-{step}", self.attempt);
+        let held = |reason: &str, message: String| {
+            let uid = self.seen.jobs.get(step).map(|job| job.uid.clone()).unwrap_or_default();
+            let why = hold::Reason {
+                phase: self.record.name.clone(),
+                reason: reason.to_owned(),
+                message,
+                next_command: self.logs(&name),
+            };
+            Err(Step::Hold { why, retry: vec![Action::DeleteJob { step: step.to_owned(), uid }] })
+        };
+        match self.seen.jobs.get(step).map(|job| &job.state) {
+            Some(JobState::Finished { report: Some(report), .. }) if report.reason == "CheckInconclusive" => {
+                held("CheckInconclusive", report.message.clone())
+            }
+            Some(JobState::Finished { report: None, detail, .. }) => {
+                held("JobLost", format!("job {name} ended without a result ({detail})"))
+            }
+            Some(JobState::Finished { report: Some(report), .. }) if report.reason == "Interrupted" => {
+                held("JobLost", format!("job {name}: {}", report.message))
+            }
+            Some(JobState::Running { trouble: Some(trouble) }) if trouble.is_lasting().is_some() => held(
+                "JobCannotRun",
+                format!("the pod of job {name} does not run: {}: {}", trouble.reason, trouble.message),
+            ),
+            _ => self.job(step, input),
         }
     }
 

@@ -4,7 +4,7 @@
 //! Before the first target comes back, a baseline of every row is taken, by which later writes can be told apart.
 
 use super::{
-    Context, Phase, Step, chain,
+    Context, Done, Phase, Step, chain,
     import_snapshot::{BASELINE, CLIENTS_MAY_WRITE},
     pod_failure, take, to_prior,
 };
@@ -14,15 +14,16 @@ use crate::{
         upgrade::{Category, PlannedTarget},
     },
     job::protocol::{Facts, JobInput},
-    upgrade::Action,
+    upgrade::{Action, seen::JobState},
 };
 
 pub const PHASE: Phase = Phase {
     name: "Start",
-    // The candidates one after the other, then the rollouts.
+    // The candidates one after the other, the checks of the Server's, then the rollouts.
     limit: |plan| {
         let parts = 1 + plan.targets.len() as u64;
-        Some(crate::api::GoDuration::from_secs(plan.timeouts.rollout.as_secs() * parts))
+        let checks = plan.candidate_seconds.unsigned_abs();
+        Some(crate::api::GoDuration::from_secs(plan.timeouts.rollout.as_secs() * parts + checks))
     },
     step,
     uninterruptible: false,
@@ -41,7 +42,24 @@ fn step(cx: &Context<'_>) -> Step {
     }
     // Also where workers alone come back after this.
     chain!(baseline(cx));
-    Step::done("every candidate was ready, and every server is back at its count")
+    let message = "every candidate was ready, and every server is back at its count";
+    Step::Done(Box::new(Done { message: message.to_owned(), facts: checked(cx) }))
+}
+
+/// The step that makes the checks of stage BeforeIngestion.
+const CHECKS: &str = "candidate";
+
+/// Whether this target's candidate is asked before it makes way.
+fn asks(cx: &Context<'_>, target: &PlannedTarget) -> bool {
+    target.role == Role::Server && cx.plan.jobs.iter().any(|job| job.step == CHECKS)
+}
+
+/// What the candidate's checks said.
+fn checked(cx: &Context<'_>) -> Option<Facts> {
+    match &cx.seen.jobs.get(CHECKS)?.state {
+        JobState::Finished { report: Some(report), .. } => report.facts.clone(),
+        _ => None,
+    }
 }
 
 /// Takes the baseline, once, after the Server's candidate did what a starting server does to the data; and remembers that
@@ -78,10 +96,23 @@ fn candidate(cx: &Context<'_>, target: &PlannedTarget) -> Result<(), Step> {
             vec![Action::DeleteCandidate { target: target.name.clone(), uid: pod.uid.clone() }],
             format!("the candidate of {} is ready; it makes way for its target", target.name),
         )),
+        // What was asked of an earlier candidate says nothing of the next one.
+        (false, None) if asks(cx, target) && cx.seen.jobs.contains_key(CHECKS) => {
+            let uid = cx.seen.jobs.get(CHECKS).map(|job| job.uid.clone()).unwrap_or_default();
+            let end = Action::DeleteJob { step: CHECKS.to_owned(), uid };
+            Err(Step::act(vec![end], format!("the candidate of {} is gone; its checks begin anew", target.name)))
+        }
         (false, None) => Err(Step::act(
             vec![Action::CreateCandidate { target: target.name.clone() }],
             format!("starting one candidate of {}", target.name),
         )),
+        (false, Some(pod)) if pod.ready && asks(cx, target) => {
+            let Some(address) = pod.ip else {
+                return Err(Step::wait(format!("candidate {} gets its address", pod.name)));
+            };
+            let report = cx.check(CHECKS, JobInput { candidate_address: Some(address), ..JobInput::default() })?;
+            Err(Step::Remember { key, value: format!("ready: {}; {}", pod.name, report.message) })
+        }
         (false, Some(pod)) if pod.ready => Err(Step::Remember { key, value: format!("ready: {}", pod.name) }),
         (false, Some(pod)) => {
             let what = format!("candidate {}", pod.name);

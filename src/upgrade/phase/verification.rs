@@ -1,5 +1,5 @@
-//! Verification: a sample `memoria bootstrap` in the new image and the checks of stage AfterIngestion; then the
-//! attempt's marks go.
+//! Verification: a sample `memoria bootstrap` and the comparison of export and import in the new image, and the checks of
+//! stage AfterIngestion; then the attempt's marks go.
 
 use super::{Context, Done, Phase, Step, arm_jobs, chain, take, unmark};
 use crate::job::protocol::JobInput;
@@ -8,12 +8,34 @@ pub const PHASE: Phase =
     Phase { name: "Verification", limit: |plan| Some(plan.timeouts.verification), step, uninterruptible: false };
 
 fn step(cx: &Context<'_>) -> Step {
-    let bootstrap = take!(cx.job("bootstrap", JobInput::default()));
-    let mut done = Done { message: bootstrap.message.clone(), facts: None };
-    if cx.plan.jobs.iter().any(|job| job.step == "verify") {
-        let verify = take!(cx.job("verify", JobInput::default()));
+    let planned = |step: &str| cx.plan.jobs.iter().any(|job| job.step == step);
+    // Side by side: none of them touches what the other does.
+    let bootstrap = cx.job("bootstrap", JobInput::default()).map(|report| report.message.clone());
+    let parity = match planned("parity") {
+        true => cx.job("parity", JobInput::default()).map(|report| Some(report.message.clone())),
+        false => Ok(None),
+    };
+    let (bootstrap, parity) = take!(both(bootstrap, parity));
+    let message = [Some(bootstrap), parity].into_iter().flatten().collect::<Vec<_>>().join("; ");
+    let mut done = Done { message, facts: None };
+    if planned("verify") {
+        let verify = take!(cx.check("verify", JobInput::default()));
         done = Done { message: format!("{}; {}", done.message, verify.message), facts: verify.facts.clone() };
     }
     chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
     Step::Done(Box::new(done))
+}
+
+/// Both parts' results, or the step that serves both: a failure, else all actions, else a wait.
+fn both<A, B>(one: Result<A, Step>, two: Result<B, Step>) -> Result<(A, B), Step> {
+    match (one, two) {
+        (Ok(one), Ok(two)) => Ok((one, two)),
+        (Err(step @ Step::Fail { .. }), _) | (_, Err(step @ Step::Fail { .. })) => Err(step),
+        (Err(Step::Act { mut actions, message }), Err(Step::Act { actions: more, message: other })) => {
+            actions.extend(more);
+            Err(Step::act(actions, format!("{message}, {other}")))
+        }
+        (Err(step @ Step::Act { .. }), _) | (_, Err(step @ Step::Act { .. })) => Err(step),
+        (Err(step), _) | (_, Err(step)) => Err(step),
+    }
 }

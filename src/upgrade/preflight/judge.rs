@@ -6,9 +6,8 @@ use k8s_openapi::api::batch::v1::Job;
 
 use super::Question;
 use crate::{
-    api::release::{Check, CheckResult, Verdict},
+    api::release::{CheckResult, Verdict},
     job::{
-        check::compile_expression,
         manifest::{Probe, RenderError},
         protocol::{Facts, InspectFacts, JobReport},
     },
@@ -63,17 +62,6 @@ pub(super) fn job<'a>(step: &str, job: Result<Job, RenderError>, seen: Option<&'
             JobAnswer::Check(failed(step, format!("a job of that name is not ours ({detail}); delete it")))
         }
     }
-}
-
-/// Every expression compiles before anything is stopped.
-pub(super) fn expressions(checks: &[Check]) -> Vec<CheckResult> {
-    checks
-        .iter()
-        .filter_map(|check| {
-            let error = compile_expression(&check.pass_when).err()?;
-            Some(failed(&check.name, format!("checks[{}].passWhen: {error}", check.name)))
-        })
-        .collect()
 }
 
 /// A database that can be upgraded, and the tool image for it.

@@ -4,6 +4,7 @@
 mod judge;
 mod plan;
 mod rejected;
+mod stages;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -23,10 +24,10 @@ use crate::{
         MemoriaRelease, MemoriaUpgradeSpec,
         conditions::reason,
         marks,
-        release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Verdict},
+        release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Role, Verdict},
     },
     cluster::adopt::{Adopted, Claim},
-    job::manifest::{self, JobContext, PodShape, Probe, RenderError},
+    job::manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
 };
 
 /// Images that the operator's configuration names.
@@ -242,11 +243,28 @@ impl<'a> Run<'a> {
                 return self.not_passed(checks);
             }
         };
-        checks.extend(judge::expressions(&self.question.release.spec.checks));
+        let own = &self.question.release.spec;
+        checks.extend(stages::expressions(&own.checks));
+        let server = own.targets.iter().find(|target| target.role == Role::Server);
+        let works = server.is_some_and(|server| own.ingestion.workers.contains(&server.workload_ref));
+        checks.extend(stages::candidates(&own.checks, &self.wanted, works));
         let mut missing = Vec::new();
         let mut waiting = Vec::new();
+        let asked = stages::ordered(&own.checks);
+        if !asked.is_empty() && checks.iter().all(|check| check.result == Verdict::Passed) {
+            let job = manifest::checks(&context, CheckStep::PreFlight, &asked);
+            let seen = self.question.jobs.get(stages::STEP);
+            match judge::job(stages::STEP, job, seen) {
+                judge::JobAnswer::Create(job) => missing.push(*job),
+                judge::JobAnswer::Wait(what) => waiting.push(what),
+                answer => checks.extend(stages::judge(answer, seen, &asked)),
+            }
+        }
         let inspect = self.job(manifest::inspect(&context), "inspect", &mut missing, &mut waiting, &mut checks);
         let inspected = inspect.and_then(|report| judge::inspect(report, self.question, &mut checks));
+        if let Some(found) = &inspected {
+            checks.extend(stages::engines(&own.checks, found.facts.engine));
+        }
         let mut digests = BTreeMap::new();
         for (wanted, probe) in self.probes() {
             let job = manifest::probe(&JobContext { shape: self.shape_of(wanted), ..context.clone() }, &probe);

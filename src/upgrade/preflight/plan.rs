@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt as _;
 use sha2::{Digest, Sha256};
 
-use super::{Question, directory, judge::Inspected, target::Wanted};
+use super::{Question, directory, judge::Inspected, stages, target::Wanted};
 use crate::{
     api::{
         MemoriaUpgradeSpec,
@@ -16,7 +16,7 @@ use crate::{
         },
     },
     cluster::candidate::{Candidate, manifest as candidate},
-    job::manifest::{self, CheckStep, JobContext, RenderError},
+    job::manifest::{self, CheckStep, JobContext, Ordered, RenderError},
     job::protocol::{Facts, JobReport},
     upgrade::{
         phase::{RESTORE, RESTORE_ACCEPTED},
@@ -108,7 +108,10 @@ pub(super) fn make(
     let server = targets.iter().find(|t| t.role == crate::api::release::Role::Server);
     let server_image = server.map(|server| server.to_image.clone()).unwrap_or_default();
     let jobs = jobs(question, &jobs_context, &server_image, &migrations, &context.storage_directory)?;
-    let gate = spec.checks.iter().filter(|check| check.stage == Stage::IngestionReenable);
+    let seconds = |stage: Stage| {
+        let each = spec.checks.iter().filter(|check| check.stage == stage);
+        each.map(|check| manifest::longest(check).cast_signed()).max().unwrap_or_default()
+    };
     let mut plan = MemoriaUpgradeSpec {
         machine_version: MACHINE_VERSION,
         release_name: release.name_any(),
@@ -132,7 +135,8 @@ pub(super) fn make(
         migrations,
         timeouts: spec.timeouts.clone(),
         jobs,
-        gate_seconds: gate.map(|check| check.within.as_secs().cast_signed()).max().unwrap_or_default(),
+        gate_seconds: seconds(Stage::IngestionReenable),
+        candidate_seconds: seconds(Stage::BeforeIngestion),
         checks: checks.to_vec(),
         rollback: PlannedRollback {
             automatic: spec.rollback.automatic,
@@ -186,12 +190,21 @@ fn jobs(
     reference_directory: &str,
 ) -> Result<Vec<PlannedJob>, PlanError> {
     let spec = &question.release.spec;
-    let of = |stage: Stage| spec.checks.iter().filter(|check| check.stage == stage).cloned().collect::<Vec<_>>();
-    let (gate, verify) = (of(Stage::IngestionReenable), of(Stage::AfterIngestion));
+    let baselines = stages::baselines(question.jobs);
+    let of = |stage: Stage| {
+        let mine = spec.checks.iter().filter(|check| check.stage == stage);
+        mine.map(|check| Ordered { baseline: baselines.get(&check.name).cloned(), ..Ordered::plain(check) })
+            .collect::<Vec<_>>()
+    };
+    let (before, gate, verify) = (of(Stage::BeforeIngestion), of(Stage::IngestionReenable), of(Stage::AfterIngestion));
     let mut jobs: Vec<(&str, Job)> =
         vec![("fence", manifest::fence(context)?), ("snapshot", manifest::snapshot(context)?)];
     if !migrations.is_empty() {
         jobs.push(("migrate", manifest::migrate(context, server_image, migrations, reference_directory)?));
+    }
+    if !before.is_empty() {
+        let step = CheckStep::Candidate;
+        jobs.push((step.as_str(), manifest::checks(context, step, &before)?));
     }
     jobs.push(("baseline", manifest::baseline(context)?));
     for step in [RESTORE, RESTORE_ACCEPTED] {
@@ -201,6 +214,7 @@ fn jobs(
         jobs.push((CheckStep::Gate.as_str(), manifest::checks(context, CheckStep::Gate, &gate)?));
     }
     jobs.push(("bootstrap", manifest::bootstrap(context, server_image)?));
+    jobs.push(("parity", manifest::parity(context, server_image)?));
     if !verify.is_empty() {
         jobs.push((CheckStep::Verify.as_str(), manifest::checks(context, CheckStep::Verify, &verify)?));
     }

@@ -286,7 +286,10 @@ fn a_plan_pins_images_by_digest_and_its_hash_covers_all() {
     assert_eq!(plan.migrations, ["add_a", "add_b"]);
     assert!(plan.targets[1].worker && plan.workers.is_empty(), "a target that is a worker is listed once");
     let steps: Vec<_> = plan.jobs.iter().map(|job| job.step.as_str()).collect();
-    assert_eq!(steps, ["fence", "snapshot", "migrate", "baseline", "restore", "restore-accepted", "bootstrap"]);
+    assert_eq!(
+        steps,
+        ["fence", "snapshot", "migrate", "baseline", "restore", "restore-accepted", "bootstrap", "parity"]
+    );
     assert!(status.plan.unwrap().inferred.iter().any(|text| text == "targets[server].container: server"));
     assert_eq!(plan.plan_hash, digest_plan(&plan).unwrap());
     let mut other = (*plan).clone();
