@@ -46,6 +46,7 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
             if decision.journal != before {
                 upgrade = store(&context.client, upgrade, decision.journal).await?;
                 let after = upgrade.status.clone().unwrap_or_default();
+                context.metrics.journal(&subject.namespace, &subject.release.name_any(), &before, &after);
                 for notice in notices::between(&before, &after) {
                     info!(reason = notice.reason, phase = notice.action, message = notice.message, "transition");
                     context.events.publish(&subject.release, Some(&upgrade), &notice).await;

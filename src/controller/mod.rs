@@ -2,6 +2,7 @@
 //! It decides nothing by itself.
 
 mod attempt;
+mod metrics;
 mod notices;
 mod preflight;
 mod reconcile;

@@ -7,7 +7,7 @@ use kube::{
     runtime::controller::Action as Requeue,
 };
 
-use super::{attempt, preflight, retries::Retries, status};
+use super::{attempt, metrics::Metrics, preflight, retries::Retries, status};
 use crate::{
     api::{
         MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade,
@@ -28,6 +28,7 @@ pub struct Context {
     pub images: OperatorImages,
     pub open: OpenAttempts,
     pub retries: Retries,
+    pub metrics: Metrics,
     /// Asked before every write: another instance may act once this one no longer leads.
     pub leadership: Leadership,
 }

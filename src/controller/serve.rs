@@ -5,7 +5,11 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use kube::{
     Api, ResourceExt as _,
-    runtime::{Controller, controller::Action as Requeue, watcher},
+    runtime::{
+        Controller,
+        controller::{self, Action as Requeue},
+        watcher,
+    },
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -14,6 +18,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
+    metrics::Metrics,
     reconcile::{self, Context},
     retries::Retries,
 };
@@ -51,7 +56,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let identity = std::env::var("POD_NAME").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
     let health = telemetry::Health::default();
     let leading_part = health.part("api", telemetry::Probe::Ready);
-    let registry = Arc::new(telemetry::registry());
+    let mut registry = telemetry::registry();
+    let told = Metrics::new(&mut registry);
+    let registry = Arc::new(registry);
     let (stop, stopped) = watch::channel(false);
     let metrics = telemetry::Server::metrics(config.metrics.listen, registry).await?;
     let probes = telemetry::Server::health(config.health.listen, health.clone()).await?;
@@ -87,7 +94,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let result = match leads {
         true => {
             info!(identity, "leading");
-            let context = Arc::new(context(&config, client, identity, leadership.clone())?);
+            let context = Arc::new(context(&config, client, identity, leadership.clone(), told)?);
             let mut lost = leadership.clone();
             tokio::select! {
                 () = control(&config, context, stopped) => Ok(()),
@@ -115,6 +122,7 @@ fn context(
     client: kube::Client,
     identity: String,
     leadership: lease::Leadership,
+    metrics: Metrics,
 ) -> Result<Context, RunError> {
     let tools = config
         .tool_images
@@ -127,6 +135,7 @@ fn context(
         images: OperatorImages { operator: config.operator_image.clone(), tools },
         open: watches::OpenAttempts::default(),
         retries: Retries::default(),
+        metrics,
         leadership,
     })
 }
@@ -166,6 +175,7 @@ async fn one_controller(
     mut stopped: watch::Receiver<bool>,
 ) {
     let controller = Controller::new(api, watcher::Config::default());
+    let metrics = context.clone();
     let triggers = watches::triggers(&context.client, &scope, &controller.store(), &context.open);
     controller
         .reconcile_on(triggers)
@@ -174,12 +184,20 @@ async fn one_controller(
             let _ = stopped.wait_for(|stop| *stop).await;
         })
         .run(look, look_again, context)
-        .for_each(|_| std::future::ready(()))
+        .for_each(move |looked| {
+            if let Err(controller::Error::ObjectNotFound(gone)) = looked {
+                metrics.metrics.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+            }
+            std::future::ready(())
+        })
         .await;
 }
 
 async fn look(release: Arc<MemoriaRelease>, context: Arc<Context>) -> Result<Requeue, ClusterError> {
     let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
+    if let Some(status) = &release.status {
+        context.metrics.release(&namespace, &name, status);
+    }
     let answer = reconcile::reconcile(&context, &namespace, &name).await?;
     context.retries.forget(&namespace, &name);
     Ok(answer)
