@@ -239,7 +239,7 @@ impl Driver<'_> {
         let why = hold::Reason {
             phase: next.name.to_owned(),
             reason: "Suspended".to_owned(),
-            message: "spec.suspend is true".to_owned(),
+            message: message.clone(),
             next_command: unsuspend(self.namespace, &self.plan.release_name),
         };
         hold::enter(self.plan, &mut journal, why, self.now);

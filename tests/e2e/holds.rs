@@ -135,7 +135,7 @@ async fn a_hold_past_its_deadline_is_taken_back_where_the_release_says_so() -> O
 
 #[tokio::test]
 async fn a_suspension_is_a_hold_that_its_next_command_ends() -> Outcome {
-    with_site("suspended", Options::default(), async |site| {
+    with_site("hold-suspended", Options::default(), async |site| {
         site.adopt().await?;
         let before = Captured::now(site).await?;
         site.set_version(TO).await?;

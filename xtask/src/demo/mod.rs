@@ -58,7 +58,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     if problems.is_empty() {
         println!("Memoria {VERSION} became {TO} with its data as expected.");
-        println!("{} broke in its migration; {TO} runs again, with the data of before.", rollback::BAD);
+        println!("{} spoiled the data and died; {TO} runs again, with the data of before.", rollback::BAD);
     }
     look_around(&args);
     if args.json {

@@ -1,4 +1,4 @@
-//! The second half of the demo: an upgrade to a version whose migration breaks half-way is taken back, and the checkers
+//! The second half of the demo: an upgrade to a version whose server spoils the data and then dies is taken back, and the checkers
 //! prove it before the old servers start, because those rewrite data by themselves.
 
 use anyhow::{Result, bail};
@@ -8,8 +8,8 @@ use super::{NAMESPACE, RELEASE, TO, UPGRADED, proof::Proof, view};
 use crate::clock::Clock;
 use crate::kube::Kube;
 
-/// One of its migrations dies after half of its schema changes are committed.
-pub const BAD: &str = "1.0.1-bad-migrate";
+/// Its server changes schema and data while it loads, and then dies.
+pub const BAD: &str = "1.0.1-alters-then-crashes";
 
 /// How the bad upgrade ended, and what the checkers say of it.
 pub struct TakenBack {
@@ -29,7 +29,7 @@ pub fn show(kube: &Kube, clock: &mut Clock, proof: &mut Proof) -> Result<TakenBa
         "kubectl -n {NAMESPACE} patch mrel {RELEASE} --type=merge -p '{{\"spec\":{{\"version\":\"{BAD}\"}}}}'"
     ));
     let digest_before = proof.server_digest("good")?;
-    let ended = clock.part(&format!("the upgrade to {BAD}, whose migration breaks, and the way back"), |clock| {
+    let ended = clock.part(&format!("the upgrade to {BAD}, whose server dies, and the way back"), |clock| {
         patch(kube, &json!({"version": BAD}))?;
         let mut held = false;
         view::follow_with(kube, NAMESPACE, RELEASE, UPGRADED, &mut |release| {
