@@ -11,6 +11,7 @@ mod fence;
 mod guard;
 mod inspect;
 mod late;
+mod lost;
 mod reference;
 mod restore;
 mod schema;
