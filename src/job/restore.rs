@@ -145,7 +145,7 @@ impl Work<'_> {
         freeze::release(&mut session).await?;
         let facts = match self.accepted(&failed, late) {
             Ok(facts) => facts,
-            Err(report) => return Ok(report),
+            Err(report) => return Ok(*report),
         };
         let mut evidence = self.evidence(&failed, facts);
         let plan = Plan {
@@ -300,7 +300,7 @@ impl Work<'_> {
     }
 
     /// The report's facts, or the answer when a person has to decide first.
-    fn accepted(&self, failed: &FailedState, late: Result<Late, String>) -> Result<RestoreFacts, JobReport> {
+    fn accepted(&self, failed: &FailedState, late: Result<Late, String>) -> Result<RestoreFacts, Box<JobReport>> {
         let (accepted, budget) = (self.context.input.accept_data_loss, self.order.data_loss_budget_rows);
         let mut facts = RestoreFacts {
             failed_state: Some(failed.directory.clone()),
@@ -335,7 +335,7 @@ impl Work<'_> {
             Some((reason, message)) if !accepted => {
                 facts.restored = false;
                 let report = report::refused(Category::Decision, reason, message);
-                Err(JobReport { facts: Some(Facts::Restore(facts)), ..report })
+                Err(Box::new(JobReport { facts: Some(Facts::Restore(facts)), ..report }))
             }
             _ => Ok(facts),
         }

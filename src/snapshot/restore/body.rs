@@ -174,8 +174,8 @@ impl Filter {
         if self.restricted.as_deref().is_some_and(|word| line.strip_prefix("\\unrestrict ") == Some(word)) {
             return false;
         }
-        let timeout = |name: &&str| line.strip_prefix("SET ").is_some_and(|rest| rest == format!("{name} = 0;"));
-        self.begun || !TIMEOUTS.iter().any(|name| timeout(&name))
+        let timeout = |name: &str| line.strip_prefix("SET ").is_some_and(|rest| rest == format!("{name} = 0;"));
+        self.begun || !TIMEOUTS.iter().any(|name| timeout(name))
     }
 }
 
