@@ -34,7 +34,7 @@ pub fn show(kube: &Kube, clock: &mut Clock, proof: &mut Proof) -> Result<TakenBa
         let mut held = false;
         view::follow_with(kube, NAMESPACE, RELEASE, UPGRADED, &mut |release| {
             let phase = release["status"]["phase"].as_str().unwrap_or_default();
-            if !held && ["RollbackQuiesce", "ImportSnapshot"].contains(&phase) {
+            if !held && phase == "ImportSnapshot" {
                 held = true;
                 return patch(kube, &json!({"suspend": true}));
             }
