@@ -31,16 +31,17 @@ pub fn show(kube: &Kube, clock: &mut Clock, proof: &mut Proof) -> Result<TakenBa
     let digest_before = proof.server_digest("good")?;
     let ended = clock.part(&format!("the upgrade to {BAD}, whose server dies, and the way back"), |clock| {
         patch(kube, &json!({"version": BAD}))?;
-        let mut held = false;
+        let (mut held, mut compared) = (false, false);
         view::follow_with(kube, NAMESPACE, RELEASE, UPGRADED, &mut |release| {
             let phase = release["status"]["phase"].as_str().unwrap_or_default();
             if !held && phase == "ImportSnapshot" {
                 held = true;
                 return patch(kube, &json!({"suspend": true}));
             }
-            if held && view::ready_message(release).contains("suspended before RestoreImage") {
+            if held && !compared && view::ready_message(release).contains("suspended before RestoreImage") {
                 clock
                     .say("  held before the old servers start: every row, sequence and grant against the state before");
+                compared = true;
                 proof.compare_restored("good", "restored")?;
                 return patch(kube, &json!({"suspend": false}));
             }
