@@ -15,10 +15,11 @@ use super::protocol::{
     STORAGE_MOUNT,
 };
 use crate::{
-    api::upgrade::Category,
+    api::upgrade::{Category, Engine},
     snapshot::{
         Error, Result, identity,
         session::{application_name, open},
+        sqlite::url::{SqliteUrl, SqliteUrlError},
         url::{DatabaseUrl, UrlError},
     },
 };
@@ -51,6 +52,8 @@ pub struct Context {
     pub order: JobOrder,
     pub input: JobInput,
     url: Result<DatabaseUrl, UrlError>,
+    /// Where the URL's scheme is SQLite's.
+    sqlite: Option<Result<SqliteUrl, SqliteUrlError>>,
 }
 
 impl Context {
@@ -59,7 +62,21 @@ impl Context {
             .and_then(|order| Ok((order, if_there(INPUT_ENV)?)))
             .map_err(|what| Error::Order { what })?;
         let url = env::var(DATABASE_URL_ENV).unwrap_or_default();
-        Ok(Self { places, order, input, url: DatabaseUrl::from_str(&url) })
+        let sqlite = SqliteUrl::is_meant(&url).then(|| SqliteUrl::parse(&url));
+        Ok(Self { places, order, input, url: DatabaseUrl::from_str(&url), sqlite })
+    }
+
+    /// Whose steps these are: the URL's scheme decides.
+    pub fn engine(&self) -> Engine {
+        if self.sqlite.is_some() { Engine::Sqlite } else { Engine::Postgresql }
+    }
+
+    pub fn sqlite_url(&self) -> Result<&SqliteUrl> {
+        match &self.sqlite {
+            Some(Ok(url)) => Ok(url),
+            Some(Err(error)) => Err(Error::SqliteUrl(error.clone())),
+            None => Err(Error::Order { what: "the database URL is no SQLite URL".to_owned() }),
+        }
     }
 
     pub fn url(&self) -> Result<&DatabaseUrl> {

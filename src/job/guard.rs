@@ -1,7 +1,10 @@
 //! Migrate, beside the runner: lets it begin only when the data is exactly the snapshot's, makes sure that it begins at most
 //! once, and judges afterwards by the schema. The marker in the database decides what happened, no exit code of ours.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use memoria_runner::order::{CommandResult, RunnerResult};
 use sqlx::PgConnection;
@@ -23,20 +26,21 @@ use crate::{
         peers,
         schema::{self, Comparison, compare},
         session::{application_name, session_prefix},
+        sqlite::schema::{Neutral, compare_neutral},
     },
 };
 
 /// The step's name in the markers.
-pub const STEP: &str = "migrate";
+pub(super) const STEP: &str = "migrate";
 /// `application_name` of this Job's own sessions ends so.
 const GUARD: &str = "guard";
 /// Beyond the runner's own limit, for its start and end.
-const GRACE: Duration = Duration::from_secs(120);
+pub(super) const GRACE: Duration = Duration::from_secs(120);
 /// How long a database that went away may take to come back once migrations ran.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What the markers say before anything is begun.
-enum Standing {
+pub(super) enum Standing {
     /// Not begun.
     New,
     /// Begun in this very pod, by this container's earlier life.
@@ -93,11 +97,11 @@ async fn begin(context: &Context, order: &GuardOrder, token: &str) -> Result<Res
     let directory = context.below_storage(&order.directory)?;
     let mut session = context.patient_session(task, GUARD, Duration::from_secs(60)).await?;
     // Asked before the lock too: a lost node's session may hold that for hours, and the answer is the same.
-    if let Standing::Decided(report) = standing(order, &markers::all(&mut session).await?, token) {
+    if let Standing::Decided(report) = standing(order, &markers::all(&mut session).await?, token, advice) {
         return Ok(Err(report));
     }
     markers::lock(&mut session, &task.release_uid, Duration::from_secs(60)).await?;
-    let standing = standing(order, &markers::all(&mut session).await?, token);
+    let standing = standing(order, &markers::all(&mut session).await?, token, advice);
     if let Standing::Decided(report) = standing {
         return Ok(Err(report));
     }
@@ -112,15 +116,30 @@ async fn begin(context: &Context, order: &GuardOrder, token: &str) -> Result<Res
     Ok(Ok(session))
 }
 
-fn standing(order: &GuardOrder, markers: &[Marker], token: &str) -> Standing {
+/// What a person does about another attempt's unfinished step.
+fn advice(marker: &Marker) -> String {
+    format!(
+        "run UPDATE memoria_operator.attempt_step SET finished_at = now(), outcome = 'Abandoned' WHERE attempt = '{}'",
+        marker.attempt
+    )
+}
+
+pub(super) fn standing(
+    order: &GuardOrder,
+    markers: &[Marker],
+    token: &str,
+    advice: impl Fn(&Marker) -> String,
+) -> Standing {
     let task = &order.database;
     let ours = |m: &&Marker| m.release_uid == task.release_uid && m.attempt == task.attempt && m.step == STEP;
     let own = markers.iter().find(ours);
     if let Some(other) = markers.iter().find(|marker| !marker.finished && !ours(marker)) {
         let message = format!(
-            "{} of attempt {} began {} on this database and never finished; find out what became of it, then run UPDATE \
-             memoria_operator.attempt_step SET finished_at = now(), outcome = 'Abandoned' WHERE attempt = '{}'",
-            other.step, other.attempt, other.started_at, other.attempt
+            "{} of attempt {} began {} on this database and never finished; find out what became of it, then {}",
+            other.step,
+            other.attempt,
+            other.started_at,
+            advice(other)
         );
         return Standing::Decided(Box::new(report::refused(Category::Conflict, "UnfinishedAttempt", message)));
     }
@@ -140,7 +159,7 @@ fn standing(order: &GuardOrder, markers: &[Marker], token: &str) -> Standing {
 }
 
 /// Never run again: the database must be taken back to the snapshot, or judged by a person.
-fn unknown(order: &GuardOrder, why: &str) -> JobReport {
+pub(super) fn unknown(order: &GuardOrder, why: &str) -> JobReport {
     let message = format!(
         "what the migrations of attempt {} did is unknown ({why}); they are not run again. Compare the database with the \
          snapshot, and take it back from there if it differs",
@@ -164,14 +183,14 @@ async fn end_leftovers(order: &GuardOrder, session: &mut PgConnection) -> Result
 /// The stored manifest is the journal's, and schema and data of the database are the manifest's.
 async fn same_as_snapshot(
     context: &Context,
-    directory: &std::path::Path,
+    directory: &Path,
     session: &mut PgConnection,
 ) -> Result<Result<(), JobReport>> {
     let stored = match super::snapshot::stored(context, directory)? {
         Ok(stored) => stored,
         Err(report) => return Ok(Err(report)),
     };
-    let expected = manifest::read_schema(directory, &stored.manifest)?;
+    let expected: schema::Schema = manifest::read_schema(directory, &stored.manifest)?;
     let actual = freeze::freeze(session).await?;
     let mut differences = Vec::new();
     let structure = dump::structure(&expected, &actual);
@@ -185,11 +204,16 @@ async fn same_as_snapshot(
     if differences.is_empty() {
         return Ok(Ok(()));
     }
+    Ok(Err(changed(&differences)))
+}
+
+/// The answer when the database is not the snapshot.
+pub(super) fn changed(differences: &[String]) -> JobReport {
     let message = format!(
         "the database changed after its snapshot, so no migration was run: {}; find what still writes, then begin another attempt",
-        dump::first(&differences)
+        dump::first(differences)
     );
-    Ok(Err(report::refused(Category::Conflict, "DataChangedSinceSnapshot", message)))
+    report::refused(Category::Conflict, "DataChangedSinceSnapshot", message)
 }
 
 /// Holds session and lock until dropped. Losing them is no reason to stop what runs.
@@ -246,18 +270,22 @@ async fn judge(
     markers::lock(&mut session, &task.release_uid, Duration::from_secs(60)).await?;
     end_leftovers(order, &mut session).await?;
     let actual = schema::read(&mut session).await?;
-    let comparison = reference.schema.as_ref().map(|expected| compare(expected, &actual));
-    let report = context.redact(report::fit(verdict(result, comparison, reference, interrupted)));
+    let comparison = match (&reference.schema, &reference.sqlite_schema) {
+        (Some(expected), _) => Some(compare(expected, &actual)),
+        (None, Some(expected)) => Some(compare_neutral(&Neutral::from(expected), &Neutral::from(&actual))),
+        (None, None) => None,
+    };
+    let report = context.redact(report::fit(verdict(result, comparison, reference.why.as_deref(), interrupted)));
     let detail = serde_json::to_string(&report).map_err(|error| Error::Order { what: error.to_string() })?;
     markers::finish(&mut session, (&task.release_uid, &task.attempt, STEP), &report.reason, &detail).await?;
     Ok(report)
 }
 
 /// Exit codes first; where they are all 0, the schema. What a command printed decides nothing.
-fn verdict(
+pub(super) fn verdict(
     result: &RunnerResult,
     comparison: Option<Comparison>,
-    reference: &Reference,
+    why: Option<&str>,
     interrupted: bool,
 ) -> JobReport {
     let migrations: Vec<MigrationRecord> = result.commands.iter().map(record).collect();
@@ -285,12 +313,12 @@ fn verdict(
         return JobReport { facts: facts(migrations), ..report };
     }
     let count = migrations.len();
-    let schema = match (&comparison, &reference.why) {
+    let schema = match (&comparison, why) {
         (Some(_), _) if extra.is_empty() => "the schema is what the new version's init-db builds".to_owned(),
         (Some(_), _) => {
             format!("the schema has all that the new version's init-db builds, and {} objects more", extra.len())
         }
-        (None, why) => format!("the schema was not compared: {}", why.as_deref().unwrap_or("no reference")),
+        (None, why) => format!("the schema was not compared: {}", why.unwrap_or("no reference")),
     };
     let facts = MigrateFacts { migrations, differences, extra };
     report::done(format!("{count} migrations ran, and {schema}"), Facts::Migrate(facts))

@@ -14,6 +14,7 @@ mod reference;
 pub mod report;
 mod restore;
 mod snapshot;
+mod sqlite;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use crate::api::upgrade::Engine;
 use crate::snapshot::Result;
 use context::Context;
 use protocol::{JobOrder, JobReport};
@@ -74,6 +76,16 @@ pub async fn run() -> ExitCode {
 }
 
 async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bool>) -> Result<JobReport> {
+    if context.engine() == Engine::Sqlite {
+        match order {
+            JobOrder::Inspect(order) => return sqlite::inspect::run(context, order),
+            JobOrder::Fence(order) => return sqlite::fence::run(context, order).await,
+            JobOrder::Snapshot(order) => return sqlite::snapshot::run(context, order).await,
+            JobOrder::Guard(order) => return sqlite::guard::run(context, order, stop).await,
+            // The same for both, or told apart by the order itself.
+            JobOrder::Reference(_) | JobOrder::Check(_) | JobOrder::Baseline(_) | JobOrder::Restore(_) => {}
+        }
+    }
     match order {
         JobOrder::Inspect(order) => inspect::run(context, order).await,
         JobOrder::Reference(order) => reference::run(context, order, stop).await,

@@ -16,13 +16,13 @@ use super::{
     report,
 };
 use crate::{
-    api::upgrade::Category,
+    api::upgrade::{Category, Engine},
     snapshot::{
         Error, Result, manifest,
         schema::{self, Schema},
         scratch::{SUPERUSER, ScratchServer},
         session::execute,
-        sha256_hex,
+        sha256_hex, sqlite,
         tools::Tools,
     },
 };
@@ -31,7 +31,7 @@ pub const REFERENCE: &str = "reference.json";
 /// Role and database that the candidate gets in the ephemeral server.
 const NAME: &str = "memoria";
 /// Beyond the runner's own limit, for its start and end.
-const GRACE: Duration = Duration::from_secs(120);
+pub(super) const GRACE: Duration = Duration::from_secs(120);
 
 /// `reference.json`; `docs/formats.md` shows one. Fields are only ever added, each with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,27 @@ pub struct Reference {
     pub why: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Schema>,
+    /// Built on an SQLite file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqlite_schema: Option<sqlite::schema::Schema>,
+}
+
+/// What `init-db` made, or why nothing can be compared.
+#[derive(Default)]
+pub(super) struct Built {
+    schema: Option<Schema>,
+    sqlite_schema: Option<sqlite::schema::Schema>,
+    why: Option<String>,
+}
+
+impl Built {
+    pub(super) fn none(why: String) -> Self {
+        Self { why: Some(why), ..Self::default() }
+    }
+
+    pub(super) fn sqlite(schema: sqlite::schema::Schema) -> Self {
+        Self { sqlite_schema: Some(schema), ..Self::default() }
+    }
 }
 
 impl Reference {
@@ -59,9 +80,9 @@ impl Reference {
         let damaged =
             |what: String| Error::Damaged { directory: directory.to_owned(), what: format!("{REFERENCE}: {what}") };
         let reference: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        match (&reference.schema, &reference.why) {
+        match (&reference.schema, &reference.sqlite_schema, &reference.why) {
             _ if reference.v != 1 => Err(damaged(format!("version {}, this operator reads 1", reference.v))),
-            (None, None) => Err(damaged("neither a schema nor why there is none".to_owned())),
+            (None, None, None) => Err(damaged("neither a schema nor why there is none".to_owned())),
             _ => Ok(reference),
         }
     }
@@ -83,22 +104,25 @@ pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Rec
         return answer(&directory, &Reference::read(&directory)?, free_bytes);
     }
     if shared.go()?.is_some_and(|go| go.proceed) {
-        let message = "the ephemeral server was lost while init-db ran on it; it is tried again in another pod";
+        let message = "what init-db was to build its schema on was lost while it ran; it is tried again in another pod";
         return Ok(report::refused(Category::Transient, "Interrupted", message));
     }
-    let tools = Tools::newest().await?;
-    let place = context.places.scratch.join("reference");
-    let server = ScratchServer::start(&tools, &place, &shared.path("pg"), true).await?;
-    let built = build(&server, &tools, order, &shared, &mut stop).await;
-    server.stop().await;
-    let Some((schema, why)) = built? else { return Ok(report::interrupted()) };
+    let (engine, built) = match order.engine {
+        Engine::Postgresql => on_postgresql(context, order, &shared, &mut stop).await?,
+        Engine::Sqlite => {
+            (sqlite::library(), super::sqlite::reference::build(context, order, &shared, &mut stop).await?)
+        }
+    };
+    let Some(Built { schema, sqlite_schema, why }) = built else { return Ok(report::interrupted()) };
+    let none = schema.is_none() && sqlite_schema.is_none();
     let reference = Reference {
         v: 1,
         attempt: order.attempt.clone(),
         made_at: jiff::Timestamp::now(),
-        built_on: if schema.is_some() { format!("postgresql {}", tools.major) } else { "none".to_owned() },
+        built_on: if none { "none".to_owned() } else { engine },
         why,
         schema,
+        sqlite_schema,
     };
     let mut bytes = serde_json::to_vec_pretty(&reference).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
@@ -106,7 +130,19 @@ pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Rec
     answer(&directory, &reference, free_bytes)
 }
 
-type Built = (Option<Schema>, Option<String>);
+async fn on_postgresql(
+    context: &Context,
+    order: &ReferenceOrder,
+    shared: &Shared,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(String, Option<Built>)> {
+    let tools = Tools::newest().await?;
+    let place = context.places.scratch.join("reference");
+    let server = ScratchServer::start(&tools, &place, &shared.path("pg"), true).await?;
+    let built = build(&server, &tools, order, shared, stop).await;
+    server.stop().await;
+    Ok((format!("postgresql {}", tools.major), built?))
+}
 
 /// Lets `init-db` run and reads what it made; `None` when the pod is ended meanwhile.
 async fn build(
@@ -126,26 +162,26 @@ async fn build(
     let result = match shared.wait(Duration::from_secs(order.limit_seconds) + GRACE, stop).await? {
         Waited::Stopped => return Ok(None),
         Waited::TimeUp => {
-            return Ok(Some((None, Some(format!("init-db did not end within {} s", order.limit_seconds)))));
+            return Ok(Some(Built::none(format!("init-db did not end within {} s", order.limit_seconds))));
         }
         Waited::Result(result) => result,
     };
     if let Some(why) = failure(&result) {
-        return Ok(Some((None, Some(why))));
+        return Ok(Some(Built::none(why)));
     }
     let mut session = server.session(SUPERUSER, NAME).await?;
     let mut schema = schema::read(&mut session).await?;
     let _ = session.close().await;
     if schema.relations.is_empty() {
         let why = "init-db ended with exit code 0 and made no table; it may not read the URL that it is given";
-        return Ok(Some((None, Some(why.to_owned()))));
+        return Ok(Some(Built::none(why.to_owned())));
     }
     // Owners and grants of a scratch server say nothing about production.
     schema.access = schema::Access::default();
-    Ok(Some((Some(schema), None)))
+    Ok(Some(Built { schema: Some(schema), ..Built::default() }))
 }
 
-fn failure(result: &RunnerResult) -> Option<String> {
+pub(super) fn failure(result: &RunnerResult) -> Option<String> {
     match result.commands.last() {
         None => Some("init-db was not run".to_owned()),
         Some(command) if !command.exited_well() => Some(how_it_ended(command)),
@@ -171,10 +207,17 @@ fn answer(directory: &Path, reference: &Reference, free_bytes: i64) -> Result<Jo
     let path = directory.join(REFERENCE);
     let schema_sha256 = sha256_hex(fs::read(&path).map_err(Error::io("reading", &path))?);
     let built_on = reference.built_on.clone();
-    let (message, facts) = match (&reference.schema, &reference.why) {
-        (Some(schema), _) => {
-            let tables = i32::try_from(schema.tables().count()).unwrap_or(i32::MAX);
-            let message = format!("the candidate's init-db built {tables} tables on an empty server of {built_on}");
+    let tables = match (&reference.schema, &reference.sqlite_schema) {
+        (Some(schema), _) => Some(schema.tables().count()),
+        (None, Some(schema)) => Some(schema.tables.values().filter(|table| !table.shadow).count()),
+        (None, None) => None,
+    };
+    let (message, facts) = match (tables, &reference.why) {
+        (Some(tables), why) => {
+            let tables = i32::try_from(tables).unwrap_or(i32::MAX);
+            let why = why.as_deref().map(|why| format!("; {why}")).unwrap_or_default();
+            let message =
+                format!("the candidate's init-db built {tables} tables on an empty database of {built_on}{why}");
             (message, ReferenceFacts { built_on, schema_sha256, tables, free_bytes })
         }
         (None, why) => {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
 use sqlx::{Connection, PgConnection};
 use tracing::info;
 
@@ -37,13 +38,17 @@ pub async fn run(context: &Context, order: &SnapshotOrder) -> Result<JobReport> 
     if let Some(stored) = manifest::read(&directory)? {
         return again(&directory, order, stored).await;
     }
-    DirBuilder::new().recursive(true).mode(0o770).create(&directory).map_err(Error::io("making", &directory))?;
-    clear(&directory)?;
+    make_directory(&directory)?;
+    clear(&directory, &[DUMP, SCHEMA])?;
     fresh(context, order, &directory).await
 }
 
+pub(super) fn make_directory(directory: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o770).create(directory).map_err(Error::io("making", directory))
+}
+
 /// A snapshot that is whole already: its bytes are read again, nothing else is done.
-async fn again(directory: &Path, order: &SnapshotOrder, stored: Stored) -> Result<JobReport> {
+pub(super) async fn again(directory: &Path, order: &SnapshotOrder, stored: Stored) -> Result<JobReport> {
     let task = &order.database;
     let found = (&stored.manifest.release_uid, &stored.manifest.attempt);
     if found != (&task.release_uid, &task.attempt) {
@@ -89,8 +94,8 @@ pub(super) async fn verify(directory: &Path, manifest: &Manifest) -> Result<()> 
 }
 
 /// Removes what a killed run left. Only files of our own names; a directory of a whole snapshot never comes here.
-fn clear(directory: &Path) -> Result<()> {
-    for name in [DUMP, SCHEMA] {
+pub(super) fn clear(directory: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
         for path in [directory.join(name), directory.join(format!("{name}.tmp"))] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -167,6 +172,7 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
         sequences: frozen.data.sequences,
         restored_in_scratch: true,
         files: [(DUMP.to_owned(), dumped), (SCHEMA.to_owned(), schema_file)].into(),
+        sqlite: None,
     };
     let sha256 = manifest::write(directory, &manifest)?;
     // What counts is what lies in storage, not what was meant to.
@@ -208,7 +214,7 @@ async fn read_frozen(
     Ok(Frozen { schema, data, read_at, encoding, roles })
 }
 
-fn keep_schema(directory: &Path, schema: &Schema) -> Result<StoredFile> {
+pub(super) fn keep_schema(directory: &Path, schema: &impl Serialize) -> Result<StoredFile> {
     let mut bytes = serde_json::to_vec_pretty(schema).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
     manifest::write_once(directory, SCHEMA, &bytes)?;
@@ -217,7 +223,7 @@ fn keep_schema(directory: &Path, schema: &Schema) -> Result<StoredFile> {
     Ok(StoredFile { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) })
 }
 
-fn answer(manifest: &Manifest, manifest_sha256: String) -> JobReport {
+pub(super) fn answer(manifest: &Manifest, manifest_sha256: String) -> JobReport {
     if !manifest.restored_in_scratch {
         let message =
             "the stored snapshot was never restored into scratch, so it proves nothing; begin another attempt";

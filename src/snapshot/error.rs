@@ -3,9 +3,11 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
+use rusqlite::ErrorCode;
+
 use crate::api::upgrade::Category;
 
-use super::url::UrlError;
+use super::{sqlite::url::SqliteUrlError, url::UrlError};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -13,6 +15,30 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("the database URL cannot be used: {0}")]
     Url(#[from] UrlError),
+    #[error("the database URL cannot be used: {0}")]
+    SqliteUrl(#[from] SqliteUrlError),
+    #[error("while {doing} {}: {source}; {}", path.display(), sqlite_advice(source))]
+    Sqlite { doing: Cow<'static, str>, path: PathBuf, source: rusqlite::Error },
+    #[error("there is no file {}; correct the path in the Server's database URL, or start the Server once so that it makes its database", path.display())]
+    FileMissing { path: PathBuf },
+    #[error(
+        "{} lies on no claim's volume ({mounts}), so it ends with its pod; put it below a claim's mountPath of the Server's container", path.display()
+    )]
+    NotOnClaim { path: PathBuf, mounts: String },
+    #[error(
+        "another process has {} open, or is writing to it; stop whatever does: a pod that is neither target nor worker, or a person with a shell on the volume", path.display()
+    )]
+    InUse { path: PathBuf },
+    #[error("{} is there although the database is closed; somebody opened it meanwhile, find out who", path.display())]
+    Leftover { path: PathBuf },
+    #[error(
+        "virtual tables of modules that this operator does not know: {what}; their data may lie elsewhere, so drop them before the upgrade and make them again after it"
+    )]
+    NotUnderstood { what: String },
+    #[error("SQLite's integrity check of {} says: {what}; repair the database (sqlite3's .recover) before the upgrade", path.display())]
+    DatabaseDamaged { path: PathBuf, what: String },
+    #[error("the markers in {} cannot be read: {what}; put the file back as it was, nothing is run without it", path.display())]
+    MarkersDamaged { path: PathBuf, what: String },
     #[error("no session on {at}: {source}; {}", connect_advice(source))]
     Connect { at: String, source: sqlx::Error },
     #[error("while {doing}: {source}; {}", query_advice(source))]
@@ -70,6 +96,20 @@ impl Error {
         move |source| Self::Io { doing, path, source }
     }
 
+    pub fn sqlite(
+        doing: impl Into<Cow<'static, str>>,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(rusqlite::Error) -> Self {
+        let (doing, path) = (doing.into(), path.into());
+        move |source| Self::Sqlite { doing, path, source }
+    }
+
+    /// Somebody else has the SQLite file.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::InUse { .. } | Self::Leftover { .. })
+            || matches!(self, Self::Sqlite { source, .. } if is_busy(source))
+    }
+
     pub fn category(&self) -> Category {
         match self {
             Self::Connect { source, .. } | Self::Query { source, .. } => {
@@ -79,6 +119,15 @@ impl Error {
                     Category::Environment
                 }
             }
+            Self::InUse { .. } | Self::Leftover { .. } => Category::Conflict,
+            Self::Sqlite { source, .. } if is_busy(source) => Category::Conflict,
+            Self::SqliteUrl(_)
+            | Self::Sqlite { .. }
+            | Self::FileMissing { .. }
+            | Self::NotOnClaim { .. }
+            | Self::NotUnderstood { .. }
+            | Self::DatabaseDamaged { .. }
+            | Self::MarkersDamaged { .. } => Category::Environment,
             Self::Locked { .. } | Self::SchemaMoved { .. } | Self::Occupied { .. } | Self::DataMoved { .. } => {
                 Category::Conflict
             }
@@ -99,7 +148,14 @@ impl Error {
     /// CamelCase, for the report.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Url(_) => "DatabaseUrlInvalid",
+            Self::Url(_) | Self::SqliteUrl(_) => "DatabaseUrlInvalid",
+            Self::InUse { .. } | Self::Leftover { .. } => "DatabaseInUse",
+            Self::Sqlite { source, .. } => sqlite_reason(source),
+            Self::FileMissing { .. } => "DatabaseFileMissing",
+            Self::NotOnClaim { .. } => "DatabaseNotOnClaim",
+            Self::NotUnderstood { .. } => "UnknownVirtualTables",
+            Self::DatabaseDamaged { .. } => "DatabaseDamaged",
+            Self::MarkersDamaged { .. } => "MarkersDamaged",
             Self::Connect { source, .. } if is_transient(source) => "DatabaseUnreachable",
             Self::Connect { .. } => "DatabaseRefused",
             Self::Query { source, .. } if is_transient(source) => "ConnectionLost",
@@ -133,6 +189,32 @@ impl Error {
     /// True when a statement ran into `lock_timeout`.
     pub fn is_lock_timeout(&self) -> bool {
         matches!(self, Self::Query { source, .. } if sqlstate(source).as_deref() == Some("55P03"))
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+fn sqlite_reason(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "DatabaseInUse",
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => "DatabaseDamaged",
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => "DatabaseRefused",
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => "StorageFailed",
+        _ => "QueryFailed",
+    }
+}
+
+fn sqlite_advice(error: &rusqlite::Error) -> &'static str {
+    match sqlite_reason(error) {
+        "DatabaseInUse" => "stop whatever has the file open",
+        "DatabaseDamaged" => "check that the URL names the right file, and that it is whole",
+        "DatabaseRefused" => {
+            "the Job's user must be able to write the file and its directory: check owner, mode and fsGroup"
+        }
+        "StorageFailed" => "check the volume's space and health",
+        _ => "nothing was changed by this statement",
     }
 }
 

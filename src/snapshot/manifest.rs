@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use crate::api::upgrade::DatabaseIdentity;
@@ -17,9 +17,8 @@ use crate::api::upgrade::DatabaseIdentity;
 use super::{
     digest::{DataDigest, SequencePosition, TableDigest},
     error::{Error, Result},
-    hex,
-    schema::Schema,
-    sha256_hex,
+    hex, sha256_hex,
+    sqlite::content::Header,
 };
 
 pub const MANIFEST: &str = "manifest.json";
@@ -32,6 +31,7 @@ pub const SCHEMA: &str = "schema.json";
 pub struct Manifest {
     /// Version of this form: 1.
     pub v: i32,
+    /// `postgresql` or `sqlite`.
     pub kind: String,
     pub release: String,
     pub release_uid: String,
@@ -42,20 +42,44 @@ pub struct Manifest {
     pub identity: DatabaseIdentity,
     pub server_version: String,
     pub tool_version: String,
-    /// The settings that every digest depends on.
+    /// PostgreSQL: the settings that every digest depends on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub session_settings: BTreeMap<String, String>,
     pub started_at: jiff::Timestamp,
     /// When the read point was: every table locked, the snapshot exported.
     pub read_at: jiff::Timestamp,
     pub finished_at: jiff::Timestamp,
     pub schema_fingerprint: String,
+    /// PostgreSQL: owners, grants and publications.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub access_fingerprint: String,
     pub tables: BTreeMap<String, TableDigest>,
     pub sequences: BTreeMap<String, SequencePosition>,
     pub data_digest: String,
-    /// True when a restore into an empty server of the same major gave the same schema, grants and digests.
+    /// True when a restore into an empty server of the same major, or into a new file, gave the same schema, grants and
+    /// digests.
     pub restored_in_scratch: bool,
     pub files: BTreeMap<String, StoredFile>,
+    /// SQLite: what the file was besides its tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqlite: Option<SqliteFile>,
+}
+
+/// What an SQLite file was besides its tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SqliteFile {
+    /// `wal` or `delete`: what a restore sets.
+    pub journal_mode: String,
+    #[serde(flatten)]
+    pub header: Header,
+    /// Rows that point to a row that is not there.
+    #[serde(default)]
+    pub dangling_rows: i64,
+    /// Owner, group and permissions of the file.
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +168,7 @@ pub fn verify_files(directory: &Path, manifest: &Manifest) -> Result<()> {
 }
 
 /// The schema that lies beside the manifest; the hash in the manifest counts.
-pub fn read_schema(directory: &Path, manifest: &Manifest) -> Result<Schema> {
+pub fn read_schema<T: DeserializeOwned>(directory: &Path, manifest: &Manifest) -> Result<T> {
     let path = directory.join(SCHEMA);
     let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
     let damaged = |what: &str| Error::Damaged { directory: directory.to_owned(), what: format!("{SCHEMA}: {what}") };

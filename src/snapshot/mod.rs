@@ -1,5 +1,5 @@
-//! The PostgreSQL data plane: sessions, identity, schema, digests, dump, scratch servers, manifest and markers. Runs inside
-//! Jobs, beside the database; knows nothing of Kubernetes.
+//! The data planes: sessions, identity, schema, digests, dump, scratch servers, manifest and markers of PostgreSQL, and
+//! below `sqlite` the same of SQLite files. Run inside Jobs, beside the database; know nothing of Kubernetes.
 
 pub mod digest;
 pub mod dump;
@@ -14,6 +14,7 @@ pub mod restore;
 pub mod schema;
 pub mod scratch;
 pub mod session;
+pub mod sqlite;
 pub mod tools;
 pub mod url;
 

@@ -22,7 +22,7 @@ pub enum UrlError {
     Empty,
     #[error("it has no scheme; write postgresql://user:password@host:5432/db")]
     NoScheme,
-    #[error("SQLite arrives in a later release; until then only PostgreSQL can be upgraded")]
+    #[error("it names an SQLite file, and this step is for PostgreSQL only")]
     Sqlite,
     #[error(
         "SQLAlchemy does not know the scheme \"postgres\" any more; write postgresql:// (or postgresql+psycopg2://, postgresql+psycopg://)"

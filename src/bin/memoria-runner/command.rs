@@ -132,7 +132,7 @@ pub fn database_variables() -> Vec<String> {
             let by_name =
                 name == DATABASE_URL_ENV || MEMORIA_URL_ENVS.contains(&name.as_str()) || LIBPQ.contains(&name.as_str());
             let by_value = value.to_str().and_then(|text| DatabaseUrl::parse(text).ok());
-            (by_name || by_value.is_some_and(|url| url.is_postgresql())).then_some(name)
+            (by_name || by_value.is_some_and(|url| url.is_postgresql() || url.is_sqlite())).then_some(name)
         })
         .collect();
     names.sort();

@@ -111,6 +111,10 @@ impl DatabaseUrl {
         self.scheme == "postgres" || self.scheme == "postgresql" || self.scheme.starts_with("postgresql+")
     }
 
+    pub fn is_sqlite(&self) -> bool {
+        self.scheme == "sqlite" || self.scheme.starts_with("sqlite+")
+    }
+
     /// The same URL for a command line.
     pub fn without_password(&self) -> String {
         let mut url = format!("{}://", self.scheme);
@@ -220,7 +224,14 @@ mod tests {
 
     #[test]
     fn a_url_without_password_stays_as_it_is() {
-        for url in ["postgresql://u@db/m", "postgresql:///m", "sqlite:////data/m.db", "postgresql://db:5432/m?a=b"] {
+        assert!(parse("sqlite+pysqlite:///m.db").is_sqlite() && !parse("postgresql:///m").is_sqlite());
+        for url in [
+            "postgresql://u@db/m",
+            "postgresql:///m",
+            "sqlite:////data/m.db",
+            "sqlite:///a@b/m.db?x=1",
+            "postgresql://db:5432/m?a=b",
+        ] {
             assert_eq!(parse(url).password(), None, "{url}");
             assert_eq!(parse(url).without_password(), url);
         }

@@ -1,0 +1,84 @@
+//! The SQLite data plane: the file's URL, the proof that nobody else has it open, schema, digests, copies and markers.
+//! Everything here blocks; [`blocking`] keeps it off the runtime.
+//!
+//! While a connection of ours is open, nothing in this process may open the same file by other means: closing that
+//! descriptor would drop the connection's locks, as POSIX has it.
+
+pub mod content;
+pub mod copy;
+pub mod digest;
+pub mod hold;
+pub mod markers;
+pub mod schema;
+pub mod url;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Error, Result};
+
+/// The copy's name in a snapshot's directory.
+pub const DATABASE: &str = "database.sqlite";
+/// What a manifest of a SQLite snapshot says of itself.
+pub const KIND: &str = "sqlite";
+/// How long one statement waits for a lock before the next try.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// The path with something behind its name, e.g. `-wal`.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Version of the library, e.g. `SQLite 3.51.3`.
+pub fn library() -> String {
+    format!("SQLite {}", rusqlite::version())
+}
+
+/// Opens the file where it lives, for the sole opener's proof. One that is missing is not made.
+pub fn open_live(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(Error::sqlite("opening", path))?;
+    settle(connection, path)
+}
+
+/// Opens a copy that only this process knows. Without locks: a snapshot volume may have none.
+pub fn open_copy(path: &Path) -> Result<Connection> {
+    open_unlocked(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+fn open_unlocked(path: &Path, flags: OpenFlags) -> Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection =
+        Connection::open_with_flags_and_vfs(path, flags, "unix-none").map_err(Error::sqlite("opening", path))?;
+    settle(connection, path)
+}
+
+/// Nothing that the file itself brings along is executed, and nothing is mapped or spilled elsewhere.
+fn settle(connection: Connection, path: &Path) -> Result<Connection> {
+    let sql = "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA foreign_keys=OFF; PRAGMA mmap_size=0;
+        PRAGMA temp_store=MEMORY";
+    connection
+        .busy_timeout(BUSY)
+        .and_then(|()| connection.execute_batch(sql))
+        .map_err(Error::sqlite("preparing the connection to", path))?;
+    Ok(connection)
+}
+
+/// Runs work that blocks on a thread of its own, which does not keep a process that was told to end from ending.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("sqlite".to_owned())
+        .spawn(move || {
+            let _ = sender.send(work());
+        })
+        .map_err(Error::io("starting a thread for", "SQLite"))?;
+    receiver.await.map_err(|_| Error::Order { what: "the thread for SQLite ended without an answer".to_owned() })?
+}

@@ -1,0 +1,14 @@
+//! The data plane against real SQLite files. Who else has a file open is a Python process with its own SQLite library.
+
+// A test fails by panicking, and what supports tests is no test in clippy's eyes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod digest;
+mod fence;
+mod guard;
+mod inspect;
+mod python;
+mod reference;
+mod schema;
+mod site;
+mod snapshot;
