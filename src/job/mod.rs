@@ -82,8 +82,10 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
             JobOrder::Fence(order) => return sqlite::fence::run(context, order).await,
             JobOrder::Snapshot(order) => return sqlite::snapshot::run(context, order).await,
             JobOrder::Guard(order) => return sqlite::guard::run(context, order, stop).await,
+            JobOrder::Baseline(order) => return sqlite::baseline::run(context, order).await,
+            JobOrder::Restore(order) => return sqlite::restore::run(context, order).await,
             // The same for both, or told apart by the order itself.
-            JobOrder::Reference(_) | JobOrder::Check(_) | JobOrder::Baseline(_) | JobOrder::Restore(_) => {}
+            JobOrder::Reference(_) | JobOrder::Check(_) => {}
         }
     }
     match order {

@@ -9,6 +9,7 @@ mod guard;
 mod inspect;
 mod python;
 mod reference;
+mod restore;
 mod schema;
 mod site;
 mod snapshot;

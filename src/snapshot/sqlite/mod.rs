@@ -8,7 +8,9 @@ pub mod content;
 pub mod copy;
 pub mod digest;
 pub mod hold;
+pub mod late;
 pub mod markers;
+pub mod restore;
 pub mod schema;
 pub mod url;
 

@@ -1,0 +1,331 @@
+//! Rollback: keeps the state that the failed upgrade left in storage, then swaps the snapshot in. Repeating it is
+//! harmless: what the file holds says whether it is done.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use super::{
+    super::{
+        context::Context,
+        protocol::{Facts, JobInput, JobReport, RestoreFacts, RestoreOrder, TableLate},
+        report,
+        snapshot::{clear, make_directory, stored},
+    },
+    guard::advice,
+    place::Place,
+    snapshot::{About, store},
+};
+use crate::{
+    api::upgrade::Category,
+    snapshot::{
+        Error, Result, dump, identity,
+        manifest::{self, Manifest, SCHEMA, Stored},
+        markers::Marker,
+        restore::{Evidence, Side},
+        sqlite::{
+            self, DATABASE, KIND,
+            content::{self, Content, Header},
+            hold::{Hold, put_back},
+            late,
+            markers::Lock,
+            restore::{self, Swap},
+        },
+    },
+};
+
+const STEP: &str = "restore";
+
+pub async fn run(context: &Context, order: &RestoreOrder) -> Result<JobReport> {
+    let place = Place::of(context, &order.database)?;
+    let directory = context.below_storage(&order.directory)?;
+    let failed = context.below_storage(&order.failed_directory)?;
+    let baseline = order.baseline_directory.as_deref().map(|path| context.below_storage(path)).transpose()?;
+    let stored = match stored(context, &directory)? {
+        Ok(stored) => stored,
+        Err(report) => return Ok(report),
+    };
+    let (order, input, scratch) = (order.clone(), context.input.clone(), context.places.scratch.clone());
+    sqlite::blocking(move || {
+        check(&directory, &stored.manifest, &order)?;
+        Work { place, order, input, directory, failed, baseline, scratch, stored }.restore()
+    })
+    .await
+}
+
+/// The stored snapshot is this attempt's and this database's, proved when it was taken, and whole.
+fn check(directory: &std::path::Path, manifest: &Manifest, order: &RestoreOrder) -> Result<()> {
+    let task = &order.database;
+    let ours = (&manifest.release_uid, &manifest.attempt) == (&task.release_uid, &task.attempt);
+    if !ours || manifest.kind != KIND || !manifest.restored_in_scratch {
+        let what = "it is another attempt's or another engine's, or was never proved".to_owned();
+        return Err(Error::Damaged { directory: directory.to_owned(), what });
+    }
+    if let Some(expected) = &task.identity {
+        identity::prove(expected, &manifest.identity)?;
+    }
+    manifest::verify_files(directory, manifest)
+}
+
+/// One Job's work.
+struct Work {
+    place: Place,
+    order: RestoreOrder,
+    input: JobInput,
+    directory: PathBuf,
+    failed: PathBuf,
+    baseline: Option<PathBuf>,
+    scratch: PathBuf,
+    stored: Stored,
+}
+
+impl Work {
+    fn restore(&self) -> Result<JobReport> {
+        let (task, path) = (&self.order.database, &self.place.path);
+        let started_at = jiff::Timestamp::now();
+        let until = Instant::now() + Duration::from_secs(self.order.limit_seconds);
+        let left = || until.saturating_duration_since(Instant::now());
+        let lock = Lock::take(path, left())?;
+        let manifest = &self.stored.manifest;
+        let header = manifest.sqlite.as_ref().map_or_else(Header::default, |file| file.header.clone());
+        let schema = manifest::read_schema(&self.directory, manifest)?;
+        let expected = Content { schema, data: manifest.data(), header };
+        restore::clear(path, &task.attempt)?;
+        let hold = Hold::take(&lock, left())?;
+        let current = content::read(hold.connection()?, path)?;
+        let markers = lock.markers()?.all();
+        let ours = |m: &&Marker| m.release_uid == task.release_uid && m.attempt == task.attempt;
+        let begun = markers.iter().find(|marker| ours(marker) && marker.step == STEP);
+        if expected.differences(&current).is_empty() {
+            hold.release()?;
+            return match begun {
+                Some(_) => self.done(&lock, &current),
+                None => {
+                    self.close_steps(&lock, &markers, "Unchanged")?;
+                    let facts = self.facts(false);
+                    let message =
+                        format!("nothing had changed: {} rows are the snapshot's, so nothing was restored", facts.rows);
+                    Ok(report::done(message, Facts::Restore(facts)))
+                }
+            };
+        }
+        if let Some(other) = markers.iter().find(|marker| !marker.finished && !ours(marker)) {
+            let message = format!(
+                "{} of attempt {} began {} on this database and never finished; find out what became of it before \
+                 anything is restored, then {}",
+                other.step,
+                other.attempt,
+                other.started_at,
+                advice(path, other)
+            );
+            return Ok(report::refused(Category::Conflict, "UnfinishedAttempt", message));
+        }
+        if begun.is_some_and(|marker| marker.finished) {
+            let message = "the snapshot was restored, but the database is not it any more; find what wrote since";
+            return Ok(report::refused(Category::Conflict, "DataChangedAfterRestore", message));
+        }
+        let failed = self.keep_failed(&hold, &current, started_at)?;
+        let facts = match self.accepted(&failed)? {
+            Ok(facts) => facts,
+            Err(report) => return Ok(*report),
+        };
+        if begun.is_none() {
+            // The facts of what was saved: a Job that comes after the swap has only these.
+            let detail = serde_json::to_string(&facts).map_err(|error| Error::Order { what: error.to_string() })?;
+            lock.begin(&task.release_uid, &task.attempt, STEP, &detail)?;
+        }
+        let snapshot = self.directory.join(DATABASE);
+        let swap = Swap { attempt: &task.attempt, snapshot: &snapshot, expected: &expected, current: &current };
+        let mode = restore::swap(hold, &swap)?;
+        let hold = Hold::take(&lock, left())?;
+        let restored = content::read(hold.connection()?, path)?;
+        let differences = expected.differences(&restored);
+        if !differences.is_empty() {
+            drop(hold.close());
+            restore::swap_back(path, &task.attempt)?;
+            put_back(&lock, &mode)?;
+            let message = format!(
+                "the restored file is not the snapshot: {}; the failed state is back in its place, and in {}",
+                dump::first(&differences),
+                self.order.failed_directory
+            );
+            return Ok(report::refused(Category::Environment, "RestoreNotProved", message));
+        }
+        hold.release()?;
+        self.done(&lock, &restored)
+    }
+
+    /// After the swap was proved: evidence, markers, and the old file's second name.
+    fn done(&self, lock: &Lock, restored: &Content) -> Result<JobReport> {
+        let task = &self.order.database;
+        let markers = lock.markers()?.all();
+        let own =
+            markers.iter().find(|m| m.release_uid == task.release_uid && m.attempt == task.attempt && m.step == STEP);
+        let detail = own.and_then(|marker| marker.detail.as_deref());
+        let facts: Option<RestoreFacts> = detail.and_then(|detail| serde_json::from_str(detail).ok());
+        let facts = facts.ok_or_else(|| Error::Order { what: "the restore's marker holds no facts".to_owned() })?;
+        self.keep_evidence(&facts, restored)?;
+        lock.finish((&task.release_uid, &task.attempt, STEP), "Done", detail.unwrap_or_default())?;
+        self.close_steps(lock, &markers, "Restored")?;
+        if let Err(error) = restore::forget(&self.place.path, &task.attempt) {
+            warn!(%error, "the failed state's file beside the database stays");
+        }
+        let message = format!(
+            "{} rows in {} tables are the snapshot's again, proved on a new connection; the failed state is in {}",
+            facts.rows, facts.tables, self.order.failed_directory
+        );
+        Ok(report::done(message, Facts::Restore(facts)))
+    }
+
+    /// What was restored over what, beside the failed state; once.
+    fn keep_evidence(&self, facts: &RestoreFacts, restored: &Content) -> Result<()> {
+        let Some(failed) = manifest::read(&self.failed)? else {
+            let what = "the failed state's manifest is gone".to_owned();
+            return Err(Error::Damaged { directory: self.failed.clone(), what });
+        };
+        let (snapshot, now) = (&self.stored, jiff::Timestamp::now());
+        let evidence = Evidence {
+            v: 1,
+            release_uid: snapshot.manifest.release_uid.clone(),
+            attempt: snapshot.manifest.attempt.clone(),
+            identity: snapshot.manifest.identity.clone(),
+            snapshot: Side::new(&self.order.directory, &snapshot.manifest, &snapshot.sha256),
+            failed_state: Side::new(&self.order.failed_directory, &failed.manifest, &failed.sha256),
+            facts: facts.clone(),
+            sequences_before: failed.manifest.sequences.clone(),
+            sequences_after: restored.data.sequences.clone(),
+            started_at: failed.manifest.started_at,
+            restored_at: now,
+            verified_at: Some(now),
+            verified_digest: Some(restored.data_digest()),
+        };
+        evidence.keep(&self.failed)
+    }
+
+    /// This attempt's steps that never ended are history now.
+    fn close_steps(&self, lock: &Lock, markers: &[Marker], outcome: &str) -> Result<()> {
+        let task = &self.order.database;
+        for marker in markers.iter().filter(|m| m.release_uid == task.release_uid && m.attempt == task.attempt) {
+            if !marker.finished && marker.step != STEP {
+                let key = (task.release_uid.as_str(), task.attempt.as_str(), marker.step.as_str());
+                lock.finish(key, outcome, marker.detail.as_deref().unwrap_or_default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The failed state as a snapshot of its own. One that an earlier Job kept must be what the database still is.
+    fn keep_failed(&self, hold: &Hold<'_>, current: &Content, started_at: jiff::Timestamp) -> Result<Stored> {
+        if let Some(stored) = manifest::read(&self.failed)? {
+            manifest::verify_files(&self.failed, &stored.manifest)?;
+            if stored.manifest.data_digest == current.data_digest() {
+                info!("the failed state is in storage already");
+                return Ok(stored);
+            }
+            return Err(Error::Occupied {
+                directory: self.failed.clone(),
+                expected: "the state that the database is in now".to_owned(),
+                found: format!("an earlier one, of {}", stored.manifest.read_at),
+            });
+        }
+        make_directory(&self.failed)?;
+        clear(&self.failed, &[DATABASE, SCHEMA])?;
+        let snapshot = &self.stored.manifest;
+        let about = About {
+            release: snapshot.release.clone(),
+            release_uid: snapshot.release_uid.clone(),
+            attempt: snapshot.attempt.clone(),
+            from_version: snapshot.from_version.clone(),
+            operator_version: env!("CARGO_PKG_VERSION").to_owned(),
+            identity: self.place.identity(),
+            started_at,
+            read_at: jiff::Timestamp::now(),
+        };
+        let live = (hold.connection()?, hold.path(), hold.journal_mode());
+        store(live, Some(current), about, &self.failed, &self.scratch)
+    }
+
+    /// The report's facts, or the answer when a person has to decide first.
+    fn accepted(&self, failed: &Stored) -> Result<Result<RestoreFacts, Box<JobReport>>> {
+        let directory = &self.order.failed_directory;
+        let mut facts = RestoreFacts {
+            failed_state: Some(directory.clone()),
+            failed_state_bytes: i64::try_from(failed.manifest.bytes()).unwrap_or(i64::MAX),
+            ..self.facts(true)
+        };
+        let refusal = match self.late()? {
+            Ok(late) => {
+                facts.late_inserted = late.iter().map(|table| table.inserted).sum();
+                facts.late_updated = late.iter().map(|table| table.updated).sum();
+                facts.late_deleted = late.iter().map(|table| table.deleted).sum();
+                facts.late_tables = late.into_iter().take(report::LIST_LIMIT).collect();
+                let (inserted, updated, deleted) = (facts.late_inserted, facts.late_updated, facts.late_deleted);
+                let budget = self.order.data_loss_budget_rows;
+                (inserted + updated + deleted > budget).then(|| {
+                    let message = format!(
+                        "clients wrote after the upgrade: {inserted} rows inserted, {updated} updated, {deleted} deleted, \
+                         more than the budget of {budget}; they are kept in {directory}, and nothing was restored. Decide \
+                         whether they may be taken back"
+                    );
+                    ("DataLossOverBudget", message)
+                })
+            }
+            Err(why) => {
+                let message = format!(
+                    "clients may have written after the upgrade, and how much is unknown: {why}; the whole state is kept in \
+                     {directory}, and nothing was restored. Decide whether what they wrote may be taken back"
+                );
+                Some(("LateWritesUnknown", message))
+            }
+        };
+        match refusal {
+            Some((reason, message)) if !self.input.accept_data_loss => {
+                facts.restored = false;
+                let report = report::refused(Category::Decision, reason, message);
+                Ok(Err(Box::new(JobReport { facts: Some(Facts::Restore(facts)), ..report })))
+            }
+            _ => Ok(Ok(facts)),
+        }
+    }
+
+    /// What clients wrote since the baseline, by table; the inner error says why that is not known.
+    fn late(&self) -> Result<Result<Vec<TableLate>, String>> {
+        if !self.input.late_writes_possible {
+            return Ok(Ok(Vec::new()));
+        }
+        let (Some(path), Some(directory)) = (&self.baseline, &self.order.baseline_directory) else {
+            return Ok(Err("no baseline was taken".to_owned()));
+        };
+        let Some(stored) = manifest::read(path)? else {
+            return Ok(Err(format!("there is no baseline in {directory}")));
+        };
+        if self.input.baseline_sha256.as_ref() != Some(&stored.sha256) {
+            return Ok(Err(format!("the baseline in {directory} is not the one that the journal names")));
+        }
+        if let Err(error) = manifest::verify_files(path, &stored.manifest) {
+            return Ok(Err(error.to_string()));
+        }
+        let changed = late::compare(&path.join(DATABASE), &self.failed.join(DATABASE))?;
+        let table = |changed: late::Changed| TableLate {
+            table: changed.table,
+            inserted: changed.inserted,
+            updated: changed.updated,
+            deleted: changed.deleted,
+        };
+        Ok(Ok(changed.into_iter().map(table).collect()))
+    }
+
+    fn facts(&self, restored: bool) -> RestoreFacts {
+        let manifest = &self.stored.manifest;
+        RestoreFacts {
+            restored,
+            rows: manifest.data().rows(),
+            tables: i32::try_from(manifest.tables.len()).unwrap_or(i32::MAX),
+            data_digest: manifest.data_digest.clone(),
+            ..RestoreFacts::default()
+        }
+    }
+}

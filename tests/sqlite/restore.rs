@@ -1,0 +1,223 @@
+//! The restore: whatever happens to it, the file is the failed state or the snapshot, and a repeated run ends with the
+//! snapshot.
+
+use std::{fs, time::Duration};
+
+use memoria_operator::{
+    api::upgrade::Category,
+    job::protocol::{BaselineOrder, Facts, JobInput, JobOrder, RestoreFacts, RestoreOrder},
+    snapshot::{
+        manifest::Manifest,
+        sqlite::{content, hold::Hold, markers::Lock, open_copy},
+    },
+};
+
+use crate::{
+    python::Python,
+    site::{Answer, DIRECTORY, MEMORIA, Running, Site},
+    snapshot,
+};
+
+const FAILED: &str = "prod-0b8ff1f4/prod-1/failed";
+const BASELINE: &str = "prod-0b8ff1f4/prod-1/baseline";
+/// What a failed upgrade and its clients leave.
+const FAILURE: &str = "ALTER TABLE agents ADD COLUMN nick TEXT; DROP VIEW team_leads; DELETE FROM teams WHERE team_id = 't2';
+    INSERT INTO memory_access_events (memory_id, accessed_at) VALUES ('late', 'x'), ('later', 'x'); DELETE FROM memory_access_events WHERE memory_id LIKE 'late%'";
+
+/// A database with a snapshot, and what happened to it since.
+struct Failed {
+    site: Site,
+    manifest_sha256: String,
+}
+
+impl Failed {
+    async fn new(journal_mode: &str, extra: &str) -> Self {
+        let site = Site::with(journal_mode, &format!("{MEMORIA}{extra}"));
+        let answer = site.run(&JobOrder::Snapshot(site.snapshot_order())).await;
+        let manifest_sha256 = snapshot::facts(&answer).manifest_sha256;
+        site.execute(FAILURE);
+        Self { site, manifest_sha256 }
+    }
+
+    fn spawn(&self, pod: &Site, change: impl FnOnce(&mut JobInput)) -> Running {
+        let order = RestoreOrder {
+            database: self.site.task("prod-1"),
+            directory: DIRECTORY.to_owned(),
+            failed_directory: FAILED.to_owned(),
+            baseline_directory: Some(BASELINE.to_owned()),
+            data_loss_budget_rows: 2,
+            limit_seconds: 60,
+        };
+        let mut input = JobInput { manifest_sha256: Some(self.manifest_sha256.clone()), ..JobInput::default() };
+        change(&mut input);
+        pod.spawn(&JobOrder::Restore(order), &input, &self.site.url())
+    }
+
+    async fn restore(&self) -> Answer {
+        self.spawn(&self.site.other_pod(), |_| {}).end().await
+    }
+
+    fn manifest(&self, directory: &str) -> Manifest {
+        let path = self.site.storage.join(directory).join("manifest.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    /// The digest of what the file holds now, wherever it is in its life.
+    fn digest(&self) -> String {
+        let lock = Lock::take(&self.site.database(), Duration::from_secs(5)).unwrap();
+        let hold = Hold::take(&lock, Duration::from_secs(5)).unwrap();
+        let found = content::read(hold.connection().unwrap(), hold.path()).unwrap().data_digest();
+        hold.release().unwrap();
+        found
+    }
+}
+
+fn facts(answer: &Answer) -> RestoreFacts {
+    match &answer.report.facts {
+        Some(Facts::Restore(facts)) => facts.clone(),
+        other => panic!("{other:?}: {}", answer.report.message),
+    }
+}
+
+#[tokio::test]
+async fn the_snapshot_is_live_again_and_the_failed_state_is_kept() {
+    for mode in ["wal", "delete"] {
+        let failed = Failed::new(mode, "").await;
+        let (before, snapshot) = (failed.digest(), failed.manifest(DIRECTORY));
+        let answer = failed.restore().await;
+        answer.is(true, "Done", None);
+        let found = facts(&answer);
+        assert_eq!((found.restored, found.rows, &found.data_digest), (true, 299, &snapshot.data_digest));
+        assert_eq!(failed.digest(), snapshot.data_digest);
+        assert_eq!(failed.manifest(FAILED).data_digest, before);
+        let evidence = fs::read(failed.site.storage.join(FAILED).join("evidence-restore.json")).unwrap();
+        let evidence: serde_json::Value = serde_json::from_slice(&evidence).unwrap();
+        assert_eq!(evidence["verifiedDigest"], snapshot.data_digest.as_str());
+        assert_eq!(evidence["sequencesAfter"]["memory_access_events"]["lastValue"], 302);
+        let kept = open_copy(&failed.site.storage.join(FAILED).join("database.sqlite")).unwrap();
+        assert_eq!(kept.query_row("SELECT count(*) FROM teams", [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+        assert_eq!((failed.site.journal_mode().as_str(), failed.site.markers().journal_mode), (mode, None));
+        let mut left: Vec<_> =
+            fs::read_dir(&failed.site.data).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, ["memoria.db", "memoria.db.memoria-operator.json", "memoria.db.memoria-operator.lock"]);
+        // Ids that were given out since the snapshot are not given out again.
+        let mut app = Python::open(&failed.site.database());
+        app.must("INSERT INTO memory_access_events (memory_id, accessed_at) VALUES ('next', 'x')");
+        assert_eq!(app.run("SELECT max(id) FROM memory_access_events"), "ok [(303,)]");
+        app.must("DELETE FROM memory_access_events WHERE memory_id = 'next'");
+        drop(app);
+        // Once more is harmless.
+        let again = failed.restore().await;
+        assert_eq!(again.report, answer.report);
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_changed_is_not_restored() {
+    let site = Site::with("wal", MEMORIA);
+    let answer = site.run(&JobOrder::Snapshot(site.snapshot_order())).await;
+    let failed = Failed { manifest_sha256: snapshot::facts(&answer).manifest_sha256, site };
+    let answer = failed.restore().await;
+    answer.is(true, "Done", None);
+    assert!(!facts(&answer).restored && !failed.site.storage.join(FAILED).exists());
+}
+
+#[tokio::test]
+async fn late_writes_are_a_persons_decision() {
+    let failed = Failed::new("delete", "").await;
+    let before = failed.digest();
+    let late = |input: &mut JobInput| input.late_writes_possible = true;
+    let answer = failed.spawn(&failed.site.other_pod(), late).end().await;
+    answer.is(false, "LateWritesUnknown", Some(Category::Decision));
+    assert!(!facts(&answer).restored && failed.digest() == before);
+    let accepted = |input: &mut JobInput| (input.late_writes_possible, input.accept_data_loss) = (true, true);
+    failed.spawn(&failed.site.other_pod(), accepted).end().await.is(true, "Done", None);
+    assert_eq!(failed.digest(), failed.manifest(DIRECTORY).data_digest);
+}
+
+#[tokio::test]
+async fn rows_written_since_the_baseline_are_counted_while_the_server_runs() {
+    for mode in ["wal", "delete"] {
+        let failed =
+            Failed::new(mode, "CREATE TABLE plain (v TEXT COLLATE NOCASE); INSERT INTO plain VALUES ('a'), ('b');")
+                .await;
+        let mut app = Python::open(&failed.site.database());
+        app.must("SELECT count(*) FROM teams");
+        let baseline = JobOrder::Baseline(BaselineOrder {
+            database: failed.site.task("prod-1"),
+            directory: BASELINE.to_owned(),
+            limit_seconds: 30,
+        });
+        let answer = failed.site.run(&baseline).await;
+        answer.is(true, "Done", None);
+        assert_eq!(failed.site.other_pod().run(&baseline).await.report, answer.report);
+        let Some(Facts::Baseline(kept)) = answer.report.facts else { panic!("no facts") };
+        app.must("INSERT INTO plain VALUES ('c')").must("UPDATE plain SET v = 'A' WHERE v = 'a'");
+        let late = |input: &mut JobInput| {
+            (input.late_writes_possible, input.baseline_sha256) = (true, Some(kept.sha256.clone()));
+        };
+        app.must("DELETE FROM agents WHERE agent_id = 'a2'");
+        drop(app);
+        let answer = failed.spawn(&failed.site.other_pod(), late).end().await;
+        answer.is(false, "DataLossOverBudget", Some(Category::Decision));
+        let found = facts(&answer);
+        assert_eq!((found.late_inserted, found.late_updated, found.late_deleted), (1, 1, 1));
+        assert_eq!(found.late_tables.iter().map(|table| table.table.as_str()).collect::<Vec<_>>(), ["agents", "plain"]);
+        let accepted = |input: &mut JobInput| {
+            late(input);
+            input.accept_data_loss = true;
+        };
+        let answer = failed.spawn(&failed.site.other_pod(), accepted).end().await;
+        answer.is(true, "Done", None);
+        assert_eq!(failed.digest(), failed.manifest(DIRECTORY).data_digest);
+    }
+}
+
+#[tokio::test]
+async fn a_holder_a_damaged_snapshot_and_another_manifest_change_nothing() {
+    let mut failed = Failed::new("wal", "").await;
+    let before = failed.digest();
+    let copy = failed.site.storage.join(DIRECTORY).join("database.sqlite");
+    let whole = fs::read(&copy).unwrap();
+    fs::write(&copy, &whole[..whole.len() / 2]).unwrap();
+    failed.restore().await.is(false, "SnapshotDamaged", Some(Category::Environment));
+    fs::write(&copy, whole).unwrap();
+    let kept = std::mem::replace(&mut failed.manifest_sha256, "0".repeat(64));
+    failed.restore().await.is(false, "ManifestMismatch", Some(Category::Environment));
+    failed.manifest_sha256 = kept;
+    assert_eq!(failed.digest(), before);
+    failed.restore().await.is(true, "Done", None);
+    // What writes afterwards is not taken for the failed upgrade's.
+    failed.site.execute("DELETE FROM teams");
+    failed.restore().await.is(false, "DataChangedAfterRestore", Some(Category::Conflict));
+}
+
+#[tokio::test]
+async fn a_kill_at_any_moment_leaves_the_failed_state_or_the_snapshot() {
+    let big = "CREATE TABLE big (i INTEGER PRIMARY KEY, t TEXT); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
+        INSERT INTO big SELECT i, hex(randomblob(500)) FROM n;";
+    let failed = Failed::new("wal", big).await;
+    let (before, snapshot) = (failed.digest(), failed.manifest(DIRECTORY).data_digest);
+    let mut seen = Vec::new();
+    let mut millis = 20;
+    loop {
+        let mut running = failed.spawn(&failed.site.other_pod(), |_| {});
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        running.kill();
+        let found = failed.digest();
+        assert!(found == before || found == snapshot, "neither of the two after {millis} ms");
+        seen.push(found == snapshot);
+        if found == snapshot || seen.len() > 40 {
+            break;
+        }
+        millis += 60;
+    }
+    assert!(seen.len() > 1, "{seen:?}");
+    let answer = failed.restore().await;
+    answer.is(true, "Done", None);
+    assert!(facts(&answer).restored);
+    assert_eq!(failed.digest(), snapshot);
+    assert_eq!((failed.site.journal_mode().as_str(), failed.site.markers().journal_mode), ("wal", None));
+    assert!(failed.site.markers().steps.iter().all(|step| step.finished_at.is_some()));
+}
