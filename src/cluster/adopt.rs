@@ -13,10 +13,12 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 
 pub use super::{
     candidate::ServiceSelector,
+    data::{Behind, DataClaim, Mounted, ServerData, StorageFound, Stranger},
     managers::{Manager, Tool},
 };
 use super::{
     client::bounded,
+    data,
     error::ClusterError,
     managers,
     workload::{self, Found},
@@ -40,6 +42,10 @@ pub struct Adopted {
     pub flag: Option<FlagFound>,
     /// All Services of the namespace.
     pub services: Vec<ServiceSelector>,
+    /// What the Server keeps on claims.
+    pub data: ServerData,
+    /// The claim for snapshots, where it exists already.
+    pub storage: Option<StorageFound>,
     /// One for each target (`target-<name>`), worker (`worker-<kind>-<name>`) and the flag (`maintenance-flag`).
     pub checks: Vec<CheckResult>,
 }
@@ -110,13 +116,15 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
     let releases: Api<MemoriaRelease> = Api::namespaced(client.clone(), ns);
     let services: Api<Service> = Api::namespaced(client.clone(), ns);
     let autoscalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), ns);
-    let (releases, services, autoscalers, targets, workers, flag) = futures::try_join!(
+    let storage = spec.snapshot.claim_name(&release.name_any());
+    let (releases, services, autoscalers, targets, workers, flag, storage) = futures::try_join!(
         bounded("list the releases of", ns, releases.list_metadata(&everything)),
         bounded("list the Services of", ns, services.list(&everything)),
         bounded("list the autoscalers of", ns, autoscalers.list(&everything)),
         try_join_all(spec.targets.iter().map(|t| read(client, ns, &t.workload_ref))),
         try_join_all(spec.ingestion.workers.iter().map(|w| read(client, ns, w))),
         read_flag(client, ns, release),
+        data::storage(client, ns, &storage),
     )?;
     let known: Vec<(String, String)> =
         releases.items.iter().map(|r| (r.uid().unwrap_or_default(), r.name_any())).collect();
@@ -124,7 +132,7 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
     let context = Context { own_uid: &own_uid, releases: &known, autoscalers: &autoscalers.items };
 
     let mut adopted =
-        Adopted { services: services.items.iter().map(ServiceSelector::from).collect(), ..Adopted::default() };
+        Adopted { services: services.items.iter().map(ServiceSelector::from).collect(), storage, ..Adopted::default() };
     for (target, read) in spec.targets.iter().zip(targets) {
         let (found, problems) = adopt_target(target, read, &context);
         adopted.checks.push(verdict(format!("target-{}", target.name), &target.workload_ref, problems));
@@ -149,6 +157,11 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
     if let Some((found, check)) = flag {
         adopted.flag = found;
         adopted.checks.push(check);
+    }
+    if let Some(server) = adopted.targets.iter().find(|target| target.role == Role::Server) {
+        let workloads = adopted.targets.iter().map(|target| &target.workload).chain(&adopted.workers);
+        let known: Vec<&str> = workloads.flat_map(|w| &w.seen.pods).map(|pod| pod.uid.as_str()).collect();
+        adopted.data = data::read(client, ns, server, &known).await?;
     }
     Ok(adopted)
 }

@@ -5,6 +5,7 @@ pub mod act;
 pub mod adopt;
 pub mod candidate;
 pub mod client;
+mod data;
 pub mod error;
 pub mod events;
 mod jobs;

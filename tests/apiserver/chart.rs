@@ -224,6 +224,11 @@ async fn with_named_namespaces_the_operator_has_no_right_anywhere_else() {
         assert!(may(&client, &user, "watched", act).await, "{act} is needed");
         assert!(!may(&client, &user, "default", act).await, "{act} in another namespace");
     }
+    // Volumes belong to no namespace.
+    assert!(may(&client, &user, "", "get persistentvolumes").await);
+    for act in ["list persistentvolumes", "patch persistentvolumes", "delete persistentvolumes"] {
+        assert!(!may(&client, &user, "", act).await, "{act} must not be allowed");
+    }
     for act in FORBIDDEN {
         assert!(!may(&client, &user, "watched", act).await, "{act} must not be allowed");
     }

@@ -1,6 +1,9 @@
 //! The independent checkers of `tests/checkers` decide what became of data, workloads and secrets.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -24,7 +27,11 @@ impl Captured {
         let directory = tempfile::tempdir()?;
         let (data, workloads) = (directory.path().join("data.capture"), directory.path().join("workloads.json"));
         let mut capture = checker("capture.py");
-        capture.args(["--psql", &psql(site), "--out"]).arg(&data);
+        match site.options.sqlite {
+            false => capture.args(["--psql", &psql(site)]),
+            true => capture.arg("--sqlite").arg(sqlite(site, directory.path()).await?),
+        };
+        capture.arg("--out").arg(&data);
         environment::run(&mut capture, None).await?;
         let mut capture = checker("workloads.py");
         capture.args(["capture", "--kubectl", "kubectl", "--namespace", &site.namespace, "--out"]).arg(&workloads);
@@ -37,7 +44,9 @@ impl Captured {
     pub async fn is_what_an_upgrade_makes_of(&self, before: &Self, site: &Site, from: &str, to: &str) -> Result<()> {
         let mut question = checker("data_expected.py");
         question.arg(&before.data).arg(&self.data).args(["--from", from, "--to", to]);
-        question.args(["--probe-insert", "--psql", &psql(site)]);
+        if !site.options.sqlite {
+            question.args(["--probe-insert", "--psql", &psql(site)]);
+        }
         yes(&mut question).await.context("the data is not as expected").map(drop)
     }
 
@@ -74,6 +83,35 @@ fn checker(program: &str) -> Command {
 /// A psql in the database's own pod: its socket needs no password.
 fn psql(site: &Site) -> String {
     format!("kubectl -n {} exec -i memoria-postgres-0 -- psql -h /tmp -U memoria memoria", site.namespace)
+}
+
+/// A copy of the SQLite file that nobody has open: made by the server while one runs, else of the files as they lie.
+async fn sqlite(site: &Site, directory: &Path) -> Result<PathBuf> {
+    let copy = directory.join("memoria.db");
+    let running = site.workloads().await?.iter().any(|workload| {
+        workload.status.as_ref().and_then(|status| status.ready_replicas).is_some_and(|ready| ready > 0)
+    });
+    if running {
+        let script = std::fs::File::open(environment::root().join("tests/checkers/copy_sqlite.py"))?;
+        let mut exec = Command::new("kubectl");
+        exec.args(["-n", &site.namespace, "exec", "-i", "deployment/memoria", "--", "python", "-", "/data/memoria.db"]);
+        exec.stdin(script).stdout(std::fs::File::create(&copy)?);
+        let output = exec.stderr(Stdio::piped()).spawn()?.wait_with_output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the SQLite file could not be copied: {said}");
+        return Ok(copy);
+    }
+    let volume = site.volume("memoria-data").await?;
+    for suffix in ["", "-wal", "-journal"] {
+        let file = volume.join(format!("memoria.db{suffix}"));
+        if file.exists() {
+            std::fs::copy(&file, directory.join(format!("memoria.db{suffix}")))?;
+        }
+    }
+    // Opening the copy for writing takes up what a killed writer left in its journal.
+    let open = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint').fetchall()";
+    environment::run(Command::new("python3").args(["-c", open]).arg(&copy), None).await?;
+    Ok(copy)
 }
 
 /// The checker's answer, which must be yes.

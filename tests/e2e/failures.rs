@@ -64,8 +64,7 @@ pub async fn untouched(site: &Site, before: &Captured) -> Outcome {
             workload.name_any()
         );
     }
-    ensure!(site.flag().await? == "false", "maintenance is still on");
-    Ok(())
+    site.maintenance_is_off().await
 }
 
 pub async fn writers_are_stopped(site: &Site) -> Outcome {
@@ -77,7 +76,7 @@ pub async fn writers_are_stopped(site: &Site) -> Outcome {
     let pods = pods.list(&Default::default()).await?.items;
     let writer = pods.iter().find(|pod| {
         let name = pod.labels().get("app.kubernetes.io/name").map(String::as_str);
-        matches!(name, Some("memoria-server" | "memoria-worker"))
+        matches!(name, Some("memoria" | "memoria-server" | "memoria-worker"))
     });
     ensure!(writer.is_none(), "pod {} runs", writer.map(|pod| pod.name_any()).unwrap_or_default());
     Ok(())

@@ -13,6 +13,7 @@ mod killed;
 mod rollback;
 mod silence;
 mod site;
+mod sqlite;
 mod untouched;
 mod wrong;
 

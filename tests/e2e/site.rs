@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Debug,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
-    core::v1::{ConfigMap, Event, Pod},
+    core::v1::{ConfigMap, Event, PersistentVolume, PersistentVolumeClaim, Pod},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -39,11 +40,13 @@ pub struct Options {
     pub rows: u32,
     /// One pod of each workload and no dashboard.
     pub small: bool,
+    /// One server with an SQLite file instead of all that.
+    pub sqlite: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { postgres: 15, rows: 2_000, small: true }
+        Self { postgres: 15, rows: 2_000, small: true, sqlite: false }
     }
 }
 
@@ -82,6 +85,9 @@ impl Site {
         if options.small {
             up.arg("--small");
         }
+        if options.sqlite {
+            up.args(["--database", "sqlite"]);
+        }
         let site = Self { namespace, client: environment::client().await?, options, begin: Instant::now() };
         site.say("installing Memoria");
         environment::run(&mut up, None).await.context("cannot install Memoria")?;
@@ -112,7 +118,8 @@ impl Site {
 
     /// The release that fits what is installed.
     pub fn new_release(&self) -> Result<MemoriaRelease> {
-        let text = std::fs::read_to_string(environment::root().join("tests/memoria/release.yaml"))?;
+        let file = if self.options.sqlite { "release-sqlite.yaml" } else { "release.yaml" };
+        let text = std::fs::read_to_string(environment::root().join("tests/memoria").join(file))?;
         let mut release: MemoriaRelease = serde_saphyr::from_str(&text).context("the sample release")?;
         if self.options.small {
             release.spec.targets.retain(|target| target.role != Role::Dashboard);
@@ -203,10 +210,11 @@ impl Site {
 
     /// The Deployments that the release names.
     pub async fn workloads(&self) -> Result<Vec<Deployment>> {
-        let mut names = vec!["memoria-server", "memoria-worker"];
-        if !self.options.small {
-            names.push("memoria-dashboard");
-        }
+        let names: &[&str] = match self.options {
+            Options { sqlite: true, .. } => &["memoria"],
+            Options { small: true, .. } => &["memoria-server", "memoria-worker"],
+            _ => &["memoria-server", "memoria-worker", "memoria-dashboard"],
+        };
         let mut found = Vec::new();
         for name in names {
             found.push(self.deployment(name).await?);
@@ -242,7 +250,27 @@ impl Site {
         Ok(pods.into_iter().map(one).collect())
     }
 
-    pub async fn flag(&self) -> Result<String> {
+    /// The maintenance flag is off, where there is one.
+    pub async fn maintenance_is_off(&self) -> Result<()> {
+        if !self.options.sqlite {
+            let flag = self.flag().await?;
+            ensure!(flag == "false", "the maintenance flag is {flag}");
+        }
+        Ok(())
+    }
+
+    /// The directory on this machine that holds a claim's volume.
+    pub async fn volume(&self, claim: &str) -> Result<PathBuf> {
+        let claim: PersistentVolumeClaim = self.api().get(claim).await?;
+        let name = claim.spec.and_then(|spec| spec.volume_name).context("the claim is bound")?;
+        let volume: PersistentVolume = Api::all(self.client.clone()).get(&name).await?;
+        let directory = volume.spec.and_then(|spec| spec.local).map(|local| local.path).context("a local volume")?;
+        let directory = directory.rsplit('/').next().unwrap_or_default().to_owned();
+        let node = name.strip_suffix(&format!("-{directory}")).context("volumes are named after their nodes")?;
+        Ok(environment::cluster_state()?.join("nodes").join(node).join("volumes").join(directory))
+    }
+
+    async fn flag(&self) -> Result<String> {
         let flags: ConfigMap = self.api().get("memoria-flags").await?;
         flags.data.and_then(|mut data| data.remove("maintenance")).context("the flag is gone")
     }

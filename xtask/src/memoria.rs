@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::cluster::Target;
@@ -39,10 +39,40 @@ enum Action {
     },
 }
 
+/// What a Memoria keeps its data in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Database {
+    /// Server, workers, queue and dashboard beside a database server
+    #[default]
+    Postgresql,
+    /// One server with a file on a claim, and nothing else
+    Sqlite,
+}
+
+impl Database {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgresql => "postgresql",
+            Self::Sqlite => "sqlite",
+        }
+    }
+
+    /// The MemoriaRelease of what is installed, below the checkout's root.
+    pub fn release(self) -> &'static str {
+        match self {
+            Self::Postgresql => "tests/memoria/release.yaml",
+            Self::Sqlite => "tests/memoria/release-sqlite.yaml",
+        }
+    }
+}
+
 #[derive(clap::Args)]
 pub struct Installation {
     #[arg(long)]
     pub namespace: String,
+    /// What it keeps its data in
+    #[arg(long, value_enum, default_value_t)]
+    pub database: Database,
     /// Major version of PostgreSQL
     #[arg(long, default_value = "15", value_parser = ["15", "17"])]
     pub postgres: String,
@@ -78,6 +108,9 @@ pub fn run(args: Args) -> Result<()> {
 pub fn install(kube: &Kube, wanted: &Installation, clock: &Clock) -> Result<()> {
     let ns = wanted.namespace.as_str();
     create_namespace(kube, wanted)?;
+    if wanted.database == Database::Sqlite {
+        return install_sqlite(kube, wanted, clock);
+    }
     for file in ["00-config.yaml", "10-postgres.yaml"] {
         kube.apply(ns, &manifest(wanted, file)?)?;
     }
@@ -99,6 +132,26 @@ pub fn install(kube: &Kube, wanted: &Installation, clock: &Clock) -> Result<()> 
     }
     clock.say(&format!("{ns}: Memoria {VERSION} is ready"));
     Ok(())
+}
+
+/// Claim and Secret first; the data is written before the server starts, as with PostgreSQL.
+fn install_sqlite(kube: &Kube, wanted: &Installation, clock: &Clock) -> Result<()> {
+    let ns = wanted.namespace.as_str();
+    let all = manifest(wanted, "sqlite/memoria.yaml")?;
+    kube.apply(ns, &without_workloads(&all))?;
+    clock.say(&format!("{ns}: generating {} rows in an SQLite file", wanted.rows));
+    generate(kube, wanted)?;
+    clock.say(&format!("{ns}: the data is written; starting Memoria {VERSION}"));
+    kube.apply(ns, &all)?;
+    kube.rolled_out(ns, "deployment/memoria", READY)?;
+    clock.say(&format!("{ns}: Memoria {VERSION} is ready"));
+    Ok(())
+}
+
+/// The documents that start no pod.
+fn without_workloads(documents: &str) -> String {
+    let quiet = documents.split("\n---\n").filter(|document| !document.lines().any(|line| line == "kind: Deployment"));
+    quiet.collect::<Vec<_>>().join("\n---\n")
 }
 
 /// A namespace that enforces PodSecurity `restricted`, as a careful user's does.
@@ -138,16 +191,28 @@ fn generate(kube: &Kube, wanted: &Installation) -> Result<()> {
     let name = "memoria-generate";
     let restricted =
         json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
-    let container = json!({
+    let (url, mounts, volumes) = match wanted.database {
+        Database::Postgresql => {
+            (json!({"valueFrom": {"secretKeyRef": {"name": "memoria-db", "key": "url"}}}), json!([]), json!([]))
+        }
+        Database::Sqlite => (
+            json!({"value": "sqlite:////data/memoria.db"}),
+            json!([{"name": "data", "mountPath": "/data"}]),
+            json!([{"name": "data", "persistentVolumeClaim": {"claimName": "memoria-data"}}]),
+        ),
+    };
+    let mut container = json!({
         "name": "generate",
         "image": format!("registry.arca.run/memoria/server:{VERSION}"),
         "imagePullPolicy": "Always",
         "command": ["python", "-m", "memoria_generate", "--rows", wanted.rows.to_string(), "--seed", wanted.seed.to_string()],
-        "env": [{"name": "MEMORIA_DATABASE__CONNECTION_STRING", "valueFrom": {"secretKeyRef": {"name": "memoria-db", "key": "url"}}}],
+        "env": [url],
         "securityContext": restricted,
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": mounts,
     });
-    let job = json!({
+    container["env"][0]["name"] = json!("MEMORIA_DATABASE__CONNECTION_STRING");
+    push(&mut container["volumeMounts"], json!({"name": "tmp", "mountPath": "/tmp"}));
+    let mut job = json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
         "spec": {"backoffLimit": 0, "template": {"spec": {
             "restartPolicy": "Never", "automountServiceAccountToken": false,
@@ -156,9 +221,10 @@ fn generate(kube: &Kube, wanted: &Installation) -> Result<()> {
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [container],
-            "volumes": [{"name": "tmp", "emptyDir": {}}],
+            "volumes": volumes,
         }}},
     });
+    push(&mut job["spec"]["template"]["spec"]["volumes"], json!({"name": "tmp", "emptyDir": {}}));
     let ns = wanted.namespace.as_str();
     kube.apply(ns, &job.to_string())?;
     kube.wait("the data to be written", GENERATE, || {
@@ -172,6 +238,12 @@ fn generate(kube: &Kube, wanted: &Installation) -> Result<()> {
     kube.run(&["--namespace", ns, "delete", "job", name]).map(drop)
 }
 
+fn push(list: &mut Value, entry: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(entry);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,5 +253,13 @@ mod tests {
         let text = "containers:\n  - name: a\n    image: r/a:1\n    command: [a]\n";
         let expected = "containers:\n  - name: a\n    image: r/a:1\n    imagePullPolicy: Always\n    command: [a]\n";
         assert_eq!(with_fresh_images(text), expected);
+    }
+
+    #[test]
+    fn claim_and_secret_come_before_the_server() {
+        let path = place::root().unwrap().join("tests/memoria/manifests/sqlite/memoria.yaml");
+        let quiet = without_workloads(&fs::read_to_string(path).unwrap());
+        let kinds: Vec<_> = quiet.lines().filter_map(|line| line.strip_prefix("kind: ")).collect();
+        assert_eq!(kinds, ["Secret", "PersistentVolumeClaim", "Service"]);
     }
 }

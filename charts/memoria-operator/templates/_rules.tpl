@@ -39,7 +39,8 @@
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, patch]
-# The claim for snapshots, made when a release names none. It is never deleted.
+# The claim for snapshots, made when a release names none, and the Server's claims, which are only read. None is ever
+# deleted.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, create]

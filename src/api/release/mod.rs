@@ -194,6 +194,19 @@ pub struct Database {
     #[serde(default)]
     #[schemars(transform = schema::not_written)]
     pub url_from: UrlFrom,
+    /// What a database in an SQLite file needs beside the URL. Default: found on the Server's pod template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqlite: Option<Sqlite>,
+}
+
+/// A database in an SQLite file.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sqlite {
+    /// The claim that holds the file. Jobs then mount no other claim of the Server, and pre-flight fails when the URL's
+    /// path lies elsewhere. Default: the claim mounted at the URL's path. Example: `memoria-data`.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
 }
 
 /// One source of a database URL.
@@ -290,6 +303,16 @@ const fn capacity_factor() -> i32 {
 impl Default for Snapshot {
     fn default() -> Self {
         Self { storage: None, capacity_factor: capacity_factor() }
+    }
+}
+
+impl Snapshot {
+    /// The claim for snapshots of the release of that name.
+    pub fn claim_name(&self, release: &str) -> String {
+        match &self.storage {
+            Some(storage) => storage.persistent_volume_claim.claim_name.clone(),
+            None => format!("{release}-snapshots"),
+        }
     }
 }
 

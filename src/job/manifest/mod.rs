@@ -6,13 +6,17 @@
 mod checks;
 mod hash;
 mod name;
+mod place;
 mod pod;
 mod shape;
 #[cfg(test)]
 mod tests;
 mod url_source;
 
-use k8s_openapi::api::{batch::v1::Job, core::v1::Container};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Container, NodeSelector},
+};
 use memoria_runner::order::{INSTALLED_NAME, ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 
 use self::pod::{ContainerExt as _, Draft, Of, container};
@@ -20,8 +24,9 @@ pub use self::{
     checks::{CheckStep, Ordered, checks, longest},
     hash::{canonical_hash, template_hash, with_input},
     name::{BadName, job_name},
-    pod::{GUARD, INSTALL, MAIN},
-    shape::{PodShape, Security, ShapeError, UrlError},
+    place::{DataMount, both, excludes_all, in_words, node_named},
+    pod::{GUARD, INSTALL, MAIN, OWN_MOUNTS},
+    shape::{PodShape, Security, ShapeError, UrlError, UrlSeen},
 };
 use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
@@ -49,7 +54,8 @@ pub struct JobContext {
     /// The version that runs before the upgrade; written into the snapshot's manifest.
     pub from_version: String,
     pub operator_image: String,
-    /// The image with client and server of the database's major; absent before Inspect has found that out.
+    /// The image with client and server of the database's major, the operator's own for SQLite; absent before Inspect
+    /// has found that out.
     pub tools_image: Option<String>,
     pub shape: PodShape,
     /// How Memoria's command line is called.
@@ -61,6 +67,13 @@ pub struct JobContext {
     pub timeouts: Timeouts,
     /// The database that Inspect found; absent before it.
     pub identity: Option<DatabaseIdentity>,
+    /// The engine that Inspect found; before it nothing depends on it.
+    pub engine: Engine,
+    /// What the Server mounts of claims: before Inspect all of it, after it the volume with the database; none for a
+    /// database that is reached by network.
+    pub data: Vec<DataMount>,
+    /// The nodes that reach data and snapshots; absent when any does.
+    pub nodes: Option<NodeSelector>,
 }
 
 /// An image to look into.
@@ -104,7 +117,8 @@ pub fn inspect(ctx: &JobContext) -> Result<Job, RenderError> {
     let database = DatabaseTask { identity: None, ..task(ctx) };
     let limit_seconds = ctx.timeouts.pre_flight.as_secs();
     let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Inspect(InspectOrder { database }))?
-        .envs(&ctx.shape.database_env);
+        .envs(&ctx.shape.database_env)
+        .data(ctx);
     Draft { step: "inspect", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
 }
 
@@ -136,7 +150,7 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
         directory: ctx.storage_directory.clone(),
         needed_bytes,
         limit_seconds,
-        engine: Engine::Postgresql,
+        engine: ctx.engine,
     };
     let guard = ours(ctx, GUARD, tools(ctx, "reference")?, &JobOrder::Reference(order))?;
     let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;
@@ -152,7 +166,7 @@ pub fn fence(ctx: &JobContext) -> Result<Job, RenderError> {
     // It begins when the pods are gone, and must say what it still sees before the phase's own limit ends it.
     let limit_seconds = (ctx.timeouts.quiesce.as_secs() / 2).max(2 * FENCE_QUIET_SECONDS);
     let order = FenceOrder { database: identified(ctx, "fence")?, quiet_seconds: FENCE_QUIET_SECONDS, limit_seconds };
-    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Fence(order))?.envs(&ctx.shape.database_env);
+    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Fence(order))?.envs(&ctx.shape.database_env).data(ctx);
     Draft { step: "fence", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
 }
 
@@ -170,6 +184,7 @@ pub fn snapshot(ctx: &JobContext) -> Result<Job, RenderError> {
     };
     let main = ours(ctx, MAIN, tools(ctx, "snapshot")?, &JobOrder::Snapshot(order))?
         .envs(&ctx.shape.database_env)
+        .data(ctx)
         .scratch()
         .storage();
     let limit_seconds = ctx.timeouts.snapshot.as_secs();
@@ -204,11 +219,12 @@ pub fn migrate(
     };
     let guard = ours(ctx, GUARD, tools(ctx, "migrate")?, &JobOrder::Guard(guard_order))?
         .envs(&ctx.shape.database_env)
+        .data(ctx)
         .sidecar()
         .shared()
         .scratch()
         .storage();
-    let main = runner(ctx, server_image, Of::Memoria, "migrate", &order)?.envs(&ctx.shape.database_env);
+    let main = runner(ctx, server_image, Of::Memoria, "migrate", &order)?.envs(&ctx.shape.database_env).data(ctx);
     let limit_seconds = limit_seconds + go_seconds + VERDICT_SECONDS;
     Draft { step: "migrate", init: vec![install(ctx), guard], main, limit_seconds, precious: true }.into_job(ctx)
 }
@@ -223,6 +239,7 @@ pub fn baseline(ctx: &JobContext) -> Result<Job, RenderError> {
         BaselineOrder { database: identified(ctx, "baseline")?, directory: baseline_directory(ctx), limit_seconds };
     let main = ours(ctx, MAIN, tools(ctx, "baseline")?, &JobOrder::Baseline(order))?
         .envs(&ctx.shape.database_env)
+        .data(ctx)
         .scratch()
         .storage();
     Draft { step: "baseline", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
@@ -245,6 +262,7 @@ pub fn restore(ctx: &JobContext, step: &'static str, data_loss_budget_rows: i64)
     };
     let main = ours(ctx, MAIN, tools(ctx, step)?, &JobOrder::Restore(order))?
         .envs(&ctx.shape.database_env)
+        .data(ctx)
         .scratch()
         .storage();
     Draft { step, init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
@@ -281,8 +299,9 @@ fn task(ctx: &JobContext) -> DatabaseTask {
         attempt: ctx.attempt.clone(),
         release_uid: ctx.release_uid.clone(),
         identity: ctx.identity.clone(),
-        volumes: Vec::new(),
-        working_directory: None,
+        volumes: ctx.data.iter().map(|mount| mount.volume.clone()).collect(),
+        // Only a file's path depends on it.
+        working_directory: ctx.shape.working_dir.clone().filter(|_| !ctx.data.is_empty()),
     }
 }
 

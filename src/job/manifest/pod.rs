@@ -14,7 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::{JobContext, RenderError, job_name, shape::Security};
+use super::{JobContext, RenderError, job_name, place, shape::Security};
 use crate::{
     api::marks::{ATTEMPT_LABEL, RELEASE_LABEL, STEP_LABEL},
     job::protocol::{SCRATCH_MOUNT, SHARED_MOUNT, STORAGE_MOUNT},
@@ -29,10 +29,13 @@ pub const INSTALL: &str = "install";
 /// The user of the operator's and the tools' images, where the Server names none: their servers refuse to run as root.
 const NOBODY: i64 = 65532;
 
+/// Where Jobs mount what is their own. A claim of the Server at one of these places cannot be mounted beside it.
+pub const OWN_MOUNTS: [&str; 4] = [TMP.1, SHARED_MOUNT, SCRATCH_MOUNT, STORAGE_MOUNT];
+
 const TMP: (&str, &str) = ("tmp", "/tmp");
 const SHARED: (&str, &str) = ("shared", SHARED_MOUNT);
 const SCRATCH: (&str, &str) = ("scratch", SCRATCH_MOUNT);
-const STORAGE: (&str, &str) = ("snapshots", STORAGE_MOUNT);
+pub(super) const STORAGE: (&str, &str) = ("snapshots", STORAGE_MOUNT);
 
 /// Whose image a container runs: it decides user and mounts.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,7 @@ impl Draft<'_> {
                 .into()
         });
         let volumes = volumes(ctx, self.init.iter().chain([&self.main]));
+        let affinity = place::affinity(ctx, self.init.iter().chain([&self.main]));
         let shape = &ctx.shape;
         let spec = PodSpec {
             restart_policy: Some("Never".to_owned()),
@@ -79,6 +83,7 @@ impl Draft<'_> {
             image_pull_secrets: not_empty(shape.image_pull_secrets.clone()),
             node_selector: Some(shape.node_selector.clone()).filter(|selector| !selector.is_empty()),
             tolerations: not_empty(shape.tolerations.clone()),
+            affinity,
             security_context: Some(pod_security(ctx)),
             volumes: Some(volumes),
             init_containers: not_empty(self.init),
@@ -156,6 +161,8 @@ pub(super) trait ContainerExt {
     fn shared(self) -> Self;
     fn scratch(self) -> Self;
     fn storage(self) -> Self;
+    /// The Server's claims, where the Server has them.
+    fn data(self, ctx: &JobContext) -> Self;
     /// Keeps running beside the main container and is ended when that is done.
     fn sidecar(self) -> Self;
     fn always_pull(self) -> Self;
@@ -188,6 +195,11 @@ impl ContainerExt for Container {
         self
     }
 
+    fn data(mut self, ctx: &JobContext) -> Self {
+        self.volume_mounts.get_or_insert_default().extend(place::mounts(ctx));
+        self
+    }
+
     fn sidecar(mut self) -> Self {
         self.restart_policy = Some("Always".to_owned());
         self
@@ -206,7 +218,7 @@ fn volumes<'a>(ctx: &JobContext, containers: impl Iterator<Item = &'a Container>
         if volumes.iter().any(|v| v.name == mount.name) {
             continue;
         }
-        let claim = if mount.name == STORAGE.0 { ctx.storage_claim.clone() } else { None };
+        let claim = if mount.name == STORAGE.0 { ctx.storage_claim.clone() } else { place::claim(ctx, &mount.name) };
         volumes.push(Volume {
             name: mount.name.clone(),
             empty_dir: claim.is_none().then(EmptyDirVolumeSource::default),

@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::{
     SecurityContext, Toleration,
 };
 
-pub use super::url_source::UrlError;
 use super::url_source::database_env;
+pub use super::url_source::{UrlError, UrlSeen};
 use crate::api::release::{Jobs, SecurityContextMode, UrlFrom};
 
 /// Scheduling, identity and database source of a release's Jobs.
@@ -27,6 +27,8 @@ pub struct PodShape {
     /// Ends with the entry for the database URL; entries that it refers to come before it. Empty for a target that is
     /// not the Server.
     pub database_env: Vec<EnvVar>,
+    /// What the template shows of that URL.
+    pub url: UrlSeen,
     pub security: Security,
     /// Of each Job's main container, where the release names them.
     pub resources: Option<ResourceRequirements>,
@@ -70,7 +72,8 @@ impl PodShape {
         url_from: &UrlFrom,
     ) -> Result<Self, ShapeError> {
         let found = find_container(template, container)?;
-        Ok(Self { database_env: database_env(found, url_from)?, ..Self::from_target(template, container, jobs)? })
+        let (database_env, url) = database_env(found, url_from)?;
+        Ok(Self { database_env, url, ..Self::from_target(template, container, jobs)? })
     }
 
     /// The shape of another target's probe: its own pull secrets, place and user, and no database.
@@ -98,6 +101,7 @@ impl PodShape {
             fs_group: pod.fs_group,
             working_dir: found.working_dir.clone(),
             database_env: Vec::new(),
+            url: UrlSeen::Hidden,
             security: match jobs.security_context {
                 SecurityContextMode::Restricted => Security::Restricted,
                 SecurityContextMode::AsServer => Security::AsServer { pod: Box::new(pod), container: Box::new(own) },

@@ -10,16 +10,17 @@ use memoria_runner::order::{ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 use serde_json::{Value, json};
 
 use super::{
-    CheckStep, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, baseline, bootstrap, checks, fence,
-    inspect, migrate, parity, probe, reference, restore, snapshot, template_hash, with_input,
+    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, UrlSeen, baseline,
+    bootstrap, checks, fence, inspect, migrate, node_named, parity, probe, reference, restore, snapshot, template_hash,
+    with_input,
 };
 use crate::{
     api::{
         marks::TEMPLATE_HASH_ANNOTATION,
         release::{Check, Jobs, KeyRef, SecurityContextMode, Timeouts, UrlFrom},
-        upgrade::DatabaseIdentity,
+        upgrade::{DatabaseIdentity, Engine},
     },
-    job::protocol::{DATABASE_URL_ENV, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV},
+    job::protocol::{DATABASE_URL_ENV, DataVolume, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV},
 };
 
 const SERVER: &str =
@@ -77,6 +78,35 @@ fn context() -> JobContext {
             oid: 16384,
             host: "db:5432".to_owned(),
         }),
+        engine: Engine::Postgresql,
+        data: Vec::new(),
+        nodes: None,
+    }
+}
+
+/// The same on a file: one claim, mounted by directory, on one node.
+fn on_sqlite() -> JobContext {
+    let operator_image = context().operator_image;
+    JobContext {
+        tools_image: Some(operator_image),
+        identity: Some(DatabaseIdentity {
+            system_identifier: "77c0ffee-0000-4000-8000-000000000001".to_owned(),
+            name: "m/memoria.db".to_owned(),
+            oid: 0,
+            host: "sqlite".to_owned(),
+        }),
+        engine: Engine::Sqlite,
+        data: vec![DataMount {
+            volume: DataVolume {
+                claim_name: "memoria-data".to_owned(),
+                claim_uid: "77c0ffee-0000-4000-8000-000000000001".to_owned(),
+                mount_path: "/data".to_owned(),
+                sub_path: Some("m".to_owned()),
+            },
+            read_only: false,
+        }],
+        nodes: Some(node_named("node-a")),
+        ..context()
     }
 }
 
@@ -130,6 +160,78 @@ fn each_job_is_rendered_as_it_was() {
     for (step, job) in all(&context()) {
         insta::assert_json_snapshot!(step, job);
     }
+}
+
+#[test]
+fn each_job_on_a_file_is_rendered_as_it_was() {
+    let ctx = on_sqlite();
+    let migrations = ["add_memory_provenance".to_owned()];
+    insta::assert_json_snapshot!("sqlite-inspect", inspect(&ctx).unwrap());
+    insta::assert_json_snapshot!("sqlite-reference", reference(&ctx, SERVER, 1 << 30).unwrap());
+    insta::assert_json_snapshot!("sqlite-fence", fence(&ctx).unwrap());
+    insta::assert_json_snapshot!("sqlite-snapshot", snapshot(&ctx).unwrap());
+    insta::assert_json_snapshot!("sqlite-restore", restore(&ctx, "restore", 0).unwrap());
+    insta::assert_json_snapshot!("sqlite-migrate", migrate(&ctx, SERVER, &migrations, "run-3").unwrap());
+}
+
+#[test]
+fn the_file_is_mounted_as_the_server_has_it_where_it_is_opened_and_nowhere_else() {
+    for (step, job) in all(&on_sqlite()) {
+        let mounts = |c: &Container| c.volume_mounts.iter().flatten().any(|m| m.name == "data-0");
+        let mounting: BTreeSet<_> = containers(&job).filter(|c| mounts(c)).map(|c| c.name.as_str()).collect();
+        let expected: &[&str] = match step {
+            "inspect" | "fence" | "snapshot" | "baseline" | "restore" => &["main"],
+            "migrate" => &["guard", "main"],
+            _ => &[],
+        };
+        assert_eq!(mounting, expected.iter().copied().collect(), "{step}");
+        let mount = containers(&job).flat_map(|c| c.volume_mounts.iter().flatten()).find(|m| m.name == "data-0");
+        if let Some(mount) = mount {
+            assert_eq!(
+                (mount.mount_path.as_str(), mount.sub_path.as_deref(), mount.read_only),
+                ("/data", Some("m"), None)
+            );
+            let volume = pod(&job).volumes.iter().flatten().find(|volume| volume.name == "data-0").unwrap();
+            assert_eq!(volume.persistent_volume_claim.as_ref().unwrap().claim_name, "memoria-data");
+        }
+        // The reference is the first to mount a fresh claim for snapshots, whose volume then is made on its node.
+        let placed = pod(&job).affinity.is_some();
+        let somewhere = expected.is_empty() && step != "reference";
+        assert_eq!(placed, !somewhere, "{step}");
+        assert!(pod(&job).node_name.is_none() && breaches(pod(&job)).is_empty(), "{step}");
+    }
+    let order = |job: &Job| env(&pod(job).containers[0], ORDER_ENV).unwrap().value.clone().unwrap();
+    let told: JobOrder = serde_json::from_str(&order(&fence(&on_sqlite()).unwrap())).unwrap();
+    let JobOrder::Fence(told) = told else { panic!("{told:?}") };
+    assert_eq!(told.database.volumes, [on_sqlite().data[0].volume.clone()]);
+    assert_eq!(told.database.working_directory.as_deref(), Some("/app"));
+}
+
+#[test]
+fn what_the_server_may_only_read_jobs_may_only_read() {
+    let mut ctx = on_sqlite();
+    ctx.data[0].read_only = true;
+    let job = snapshot(&ctx).unwrap();
+    let mount = pod(&job).containers[0].volume_mounts.iter().flatten().find(|m| m.name == "data-0").unwrap();
+    assert_eq!(mount.read_only, Some(true));
+}
+
+#[test]
+fn the_template_shows_whether_the_database_is_a_file() {
+    let seen = |value: Value| {
+        let env = json!([{"name": "DIR", "value": "/data"}, {"name": URL, "value": value}]);
+        let template = template(json!({"spec": {"containers": [{"name": "server", "env": env}]}}));
+        shape(&template, SecurityContextMode::Restricted).unwrap().url
+    };
+    let file = |path: &str| UrlSeen::Sqlite(Some(path.to_owned()));
+    assert_eq!(seen(json!("sqlite:////data/memoria.db")), file("/data/memoria.db"));
+    assert_eq!(seen(json!("sqlite+pysqlite:///$(DIR)/m.db?timeout=5")), file("/data/m.db"));
+    assert_eq!(seen(json!("sqlite:///memoria.db")), file("memoria.db"));
+    assert_eq!((seen(json!("sqlite://")), seen(json!("sqlite:///:memory:"))), (file(""), file(":memory:")));
+    assert_eq!(seen(json!("sqlite:///file:/data/m.db?uri=true")), UrlSeen::Sqlite(None));
+    assert_eq!(seen(json!("postgresql+psycopg2://m@db/m")), UrlSeen::Server);
+    let hidden = shape(&server_template(), SecurityContextMode::Restricted).unwrap().url;
+    assert_eq!(hidden, UrlSeen::Hidden);
 }
 
 /// The rules of the PodSecurity level `restricted`, as the Kubernetes documentation lists them.

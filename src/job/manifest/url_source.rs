@@ -20,7 +20,9 @@ pub enum UrlError {
     NoSource,
     #[error(
         "container {container:?} has no environment entry {name}; name the entry in database.urlFrom.env, or the \
-         Secret in database.urlFrom.secretKeyRef"
+         Secret in database.urlFrom.secretKeyRef. If it has no URL at all, Memoria writes an SQLite file into its own \
+         working directory, which is lost with the pod: put the file on a claim and set the entry, e.g. \
+         {name}=sqlite:////data/memoria.db"
     )]
     Missing { container: String, name: String },
     #[error(
@@ -47,15 +49,44 @@ pub enum UrlError {
     Empty { container: String, name: String },
 }
 
-/// The entries that give a Job its URL, in the order in which the kubelet must read them.
-pub(super) fn database_env(container: &Container, url_from: &UrlFrom) -> Result<Vec<EnvVar>, UrlError> {
+/// What a pod template shows of the database's URL.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum UrlSeen {
+    /// It comes from a Secret or a ConfigMap.
+    #[default]
+    Hidden,
+    /// A server, whatever of the URL is hidden.
+    Server,
+    /// A file: its path as written, where the template shows it.
+    Sqlite(Option<String>),
+}
+
+impl UrlSeen {
+    fn of(url: &str) -> Self {
+        let Some((scheme, rest)) = url.trim().split_once("://").filter(|(scheme, _)| !scheme.contains(UNSEEN)) else {
+            return Self::Hidden;
+        };
+        if scheme.split('+').next() != Some("sqlite") {
+            return Self::Server;
+        }
+        // As SQLAlchemy reads it: what follows the slash after an empty host, up to the query.
+        let path = rest.split_once('?').map_or(rest, |(path, _)| path);
+        let path = path.strip_prefix('/').unwrap_or_default();
+        // A path in the form of a URI has rules of its own, which the Job that opens it knows.
+        Self::Sqlite((!path.contains(UNSEEN) && !path.starts_with("file:")).then(|| path.to_owned()))
+    }
+}
+
+/// The entries that give a Job its URL, in the order in which the kubelet must read them, and what shows of it.
+pub(super) fn database_env(container: &Container, url_from: &UrlFrom) -> Result<(Vec<EnvVar>, UrlSeen), UrlError> {
     if let Some(key) = &url_from.secret_key_ref {
         let reference = SecretKeySelector { name: key.name.clone(), key: key.key.clone(), optional: None };
-        return Ok(vec![EnvVar {
+        let entry = EnvVar {
             name: DATABASE_URL_ENV.to_owned(),
             value_from: Some(EnvVarSource { secret_key_ref: Some(reference), ..EnvVarSource::default() }),
             value: None,
-        }]);
+        };
+        return Ok((vec![entry], UrlSeen::Hidden));
     }
     let name = url_from.env.as_deref().ok_or(UrlError::NoSource)?;
     let source = Source::new(container);
@@ -74,7 +105,7 @@ pub(super) fn database_env(container: &Container, url_from: &UrlFrom) -> Result<
     entries.sort_by_key(|(at, _)| *at);
     let mut env: Vec<EnvVar> = entries.into_iter().map(|(_, entry)| entry).collect();
     env.push(EnvVar { name: DATABASE_URL_ENV.to_owned(), ..url });
-    Ok(env)
+    Ok((env, UrlSeen::of(&seen)))
 }
 
 /// A container's environment as the kubelet reads it: of two entries of one name, the last one counts.

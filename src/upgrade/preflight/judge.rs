@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::batch::v1::Job;
 
-use super::Question;
+use super::{Question, data, target::Wanted};
 use crate::{
-    api::release::{CheckResult, Verdict},
+    api::{
+        release::{CheckResult, Verdict},
+        upgrade::Engine,
+    },
     job::{
         manifest::{Probe, RenderError},
         protocol::{Facts, InspectFacts, JobReport},
@@ -68,9 +71,16 @@ pub(super) fn job<'a>(step: &str, job: Result<Job, RenderError>, seen: Option<&'
 pub(super) struct Inspected {
     pub facts: InspectFacts,
     pub tools: String,
+    /// Where it is a file.
+    pub file: Option<data::File>,
 }
 
-pub(super) fn inspect(report: &JobReport, question: &Question<'_>, checks: &mut Vec<CheckResult>) -> Option<Inspected> {
+pub(super) fn inspect(
+    report: &JobReport,
+    question: &Question<'_>,
+    server: &Wanted<'_>,
+    checks: &mut Vec<CheckResult>,
+) -> Option<Inspected> {
     let Some(Facts::Inspect(facts)) = &report.facts else {
         checks.push(failed("inspect", "the job did not say what database it found; see its output"));
         return None;
@@ -84,9 +94,24 @@ pub(super) fn inspect(report: &JobReport, question: &Question<'_>, checks: &mut 
             format!(
                 "the database bears the mark of attempt {name}, which did not finish and whose MemoriaUpgrade is gone: \
                  what state the data is in is unknown. Bring the MemoriaUpgrade back, or check the data, then delete \
-                 that attempt's rows from memoria_operator.attempt_step"
+                 {}",
+                match facts.engine {
+                    Engine::Postgresql => "that attempt's rows from memoria_operator.attempt_step",
+                    Engine::Sqlite => "its marker file beside the database",
+                }
             ),
         ));
+    }
+    let file = match data::after(question, server, facts) {
+        Ok(file) => file,
+        Err(why) => {
+            checks.push(failed("data", why));
+            return None;
+        }
+    };
+    // SQLite's own library is part of our binary.
+    if facts.engine == Engine::Sqlite {
+        return Some(Inspected { facts: facts.clone(), tools: question.images.operator.clone(), file });
     }
     let Some(tools) = question.images.tools.get(&facts.major) else {
         checks.push(failed(
@@ -98,7 +123,14 @@ pub(super) fn inspect(report: &JobReport, question: &Question<'_>, checks: &mut 
         ));
         return None;
     };
-    Some(Inspected { facts: facts.clone(), tools: tools.clone() })
+    Some(Inspected { facts: facts.clone(), tools: tools.clone(), file })
+}
+
+/// What kept Inspect from mounting a claim is told when it found no database.
+pub(super) fn unfit(why: &[String], checks: &[CheckResult]) -> Option<CheckResult> {
+    let in_vain = checks.iter().any(|check| check.name == "inspect" && check.result != Verdict::Passed);
+    let message = format!("if the database is an SQLite file: {}", why.join("; "));
+    (in_vain && !why.is_empty()).then(|| result("data", Verdict::Inconclusive, super::super::cut(message)))
 }
 
 pub(super) fn probe(

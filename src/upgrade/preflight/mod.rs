@@ -1,6 +1,7 @@
 //! PreFlight: read-only. From the release and what was found of its workloads to a plan with a hash, by way of Jobs
 //! that look at images and database. Pure like the rest: it asks for Jobs and judges their reports.
 
+mod data;
 mod judge;
 mod plan;
 mod rejected;
@@ -25,6 +26,7 @@ use crate::{
         conditions::reason,
         marks,
         release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Role, Verdict},
+        upgrade::Engine,
     },
     cluster::adopt::{Adopted, Claim},
     job::manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
@@ -236,13 +238,16 @@ impl<'a> Run<'a> {
 
     fn next(self) -> Answer {
         let mut checks = self.question.adopted.checks.clone();
-        let context = match self.context() {
-            Ok(context) => context,
+        let (context, unfit) = match self.context() {
+            Ok(found) => found,
             Err(failed) => {
                 checks.push(failed);
                 return self.not_passed(checks);
             }
         };
+        // Inspect alone mounts all; who comes after it mounts what it has found.
+        let looking = context.clone();
+        let context = JobContext { data: Vec::new(), nodes: None, ..context };
         let own = &self.question.release.spec;
         checks.extend(stages::expressions(&own.checks));
         let server = own.targets.iter().find(|target| target.role == Role::Server);
@@ -260,11 +265,13 @@ impl<'a> Run<'a> {
                 answer => checks.extend(stages::judge(answer, seen, &asked)),
             }
         }
-        let inspect = self.job(manifest::inspect(&context), "inspect", &mut missing, &mut waiting, &mut checks);
-        let inspected = inspect.and_then(|report| judge::inspect(report, self.question, &mut checks));
+        let inspect = self.job(manifest::inspect(&looking), "inspect", &mut missing, &mut waiting, &mut checks);
+        let server = self.wanted.iter().find(|wanted| wanted.is_server);
+        let inspected = inspect.and_then(|report| judge::inspect(report, self.question, server?, &mut checks));
         if let Some(found) = &inspected {
             checks.extend(stages::engines(&own.checks, found.facts.engine));
         }
+        checks.extend(judge::unfit(&unfit, &checks));
         let mut digests = BTreeMap::new();
         for (wanted, probe) in self.probes() {
             let job = manifest::probe(&JobContext { shape: self.shape_of(wanted), ..context.clone() }, &probe);
@@ -282,10 +289,12 @@ impl<'a> Run<'a> {
             let context = JobContext {
                 tools_image: Some(found.tools.clone()),
                 identity: Some(found.facts.identity.clone()),
+                engine: found.facts.engine,
+                data: found.file.iter().map(|file| file.mount.clone()).collect(),
+                nodes: found.file.as_ref().and_then(|file| file.nodes.clone()),
                 ..context.clone()
             };
             claim = self.claim(found.facts.bytes);
-            let server = self.wanted.iter().find(|w| w.is_server);
             let image = server.and_then(|server| server.pinned(&digests)).unwrap_or_default();
             let needed = match context.storage_claim {
                 Some(_) => found.facts.bytes.saturating_mul(self.question.release.spec.snapshot.capacity_factor.into()),
@@ -421,7 +430,8 @@ impl<'a> Run<'a> {
         wanted.shape(&self.question.release.spec).unwrap_or_default()
     }
 
-    fn context(&self) -> Result<JobContext, CheckResult> {
+    /// What all Jobs have in common, with what Inspect mounts; and why it does not mount more.
+    fn context(&self) -> Result<(JobContext, Vec<String>), CheckResult> {
         let release = self.question.release;
         let spec = &release.spec;
         for wanted in &self.wanted {
@@ -434,8 +444,9 @@ impl<'a> Run<'a> {
         };
         let shape =
             server.shape(spec).map_err(|error| judge::failed("jobs", format!("target {}: {error}", server.name)))?;
+        let before = data::before(self.question, server, &shape).map_err(|why| judge::failed("data", why))?;
         let uid = release.uid().unwrap_or_default();
-        Ok(JobContext {
+        let context = JobContext {
             namespace: release.namespace().unwrap_or_default(),
             release: release.name_any(),
             release_uid: uid.clone(),
@@ -450,14 +461,15 @@ impl<'a> Run<'a> {
             storage_directory: directory(&release.name_any(), &uid, &self.name),
             timeouts: spec.timeouts.clone(),
             identity: None,
-        })
+            engine: Engine::default(),
+            data: before.mounts,
+            nodes: before.nodes,
+        };
+        Ok((context, before.unfit))
     }
 
     fn claim_name(&self) -> String {
-        match &self.question.release.spec.snapshot.storage {
-            Some(storage) => storage.persistent_volume_claim.claim_name.clone(),
-            None => format!("{}-snapshots", self.question.release.name_any()),
-        }
+        self.question.release.spec.snapshot.claim_name(&self.question.release.name_any())
     }
 
     fn claim(&self, database_bytes: i64) -> Option<ClaimWish> {

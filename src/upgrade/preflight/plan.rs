@@ -10,13 +10,13 @@ use super::{Question, directory, judge::Inspected, stages, target::Wanted};
 use crate::{
     api::{
         MemoriaUpgradeSpec,
-        release::{CheckResult, Current, CurrentImage, MigrationMode, PlanSummary, Stage},
+        release::{CheckResult, Current, CurrentImage, DEFAULT_URL_ENV, MigrationMode, PlanSummary, Stage, UrlFrom},
         upgrade::{
             MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget, PlannedWorker,
         },
     },
     cluster::candidate::{Candidate, manifest as candidate},
-    job::manifest::{self, CheckStep, JobContext, Ordered, RenderError},
+    job::manifest::{self, CheckStep, JobContext, Ordered, RenderError, in_words},
     job::protocol::{Facts, JobReport},
     upgrade::{
         phase::{RESTORE, RESTORE_ACCEPTED},
@@ -206,9 +206,12 @@ fn jobs(
         let step = CheckStep::Candidate;
         jobs.push((step.as_str(), manifest::checks(context, step, &before)?));
     }
-    jobs.push(("baseline", manifest::baseline(context)?));
-    for step in [RESTORE, RESTORE_ACCEPTED] {
-        jobs.push((step, manifest::restore(context, step, spec.rollback.data_loss_budget.rows)?));
+    // Without these two an attempt that fails after the image moved halts: a file is not yet taken back by itself.
+    if context.engine.is_postgresql() {
+        jobs.push(("baseline", manifest::baseline(context)?));
+        for step in [RESTORE, RESTORE_ACCEPTED] {
+            jobs.push((step, manifest::restore(context, step, spec.rollback.data_loss_budget.rows)?));
+        }
     }
     if !gate.is_empty() {
         jobs.push((CheckStep::Gate.as_str(), manifest::checks(context, CheckStep::Gate, &gate)?));
@@ -240,6 +243,7 @@ pub(super) fn summary(
             inferred.push(format!("targets[{}].image.repository: {}", target.name, wanted.to.repository));
         }
     }
+    inferred.extend(database_inferred(found, wanted, question));
     if spec.snapshot.storage.is_none() {
         inferred.push(format!("snapshot.storage: claim {}", plan.storage.claim_name));
     }
@@ -264,15 +268,50 @@ pub(super) fn summary(
             })
             .collect(),
         migrations: plan.migrations.clone(),
-        database: format!(
-            "PostgreSQL {}, database {} at {}, {} MiB, {} tables",
-            found.facts.server_version,
-            found.facts.identity.name,
-            found.facts.identity.host,
-            found.facts.bytes.div_euclid(1 << 20),
-            found.facts.tables
-        ),
+        database: database(found),
         stops,
         inferred,
     }
+}
+
+/// The database in one line.
+fn database(found: &Inspected) -> String {
+    let facts = &found.facts;
+    let size = facts.bytes.div_euclid(1 << 20);
+    match &found.file {
+        // The file is only looked at from outside while its server runs: its tables are counted by the snapshot.
+        Some(file) => format!("SQLite, file {} on claim {}, {size} MiB", file.path, file.mount.volume.claim_name),
+        None => format!(
+            "PostgreSQL {}, database {} at {}, {size} MiB, {} tables",
+            facts.server_version, facts.identity.name, facts.identity.host, facts.tables
+        ),
+    }
+}
+
+/// What was found out about the database although nobody wrote it down.
+fn database_inferred(found: &Inspected, wanted: &[Wanted<'_>], question: &Question<'_>) -> Vec<String> {
+    let spec = &question.release.spec;
+    let mut inferred = Vec::new();
+    if spec.database.url_from == UrlFrom::default() {
+        inferred.push(format!("database.urlFrom.env: {DEFAULT_URL_ENV}"));
+    }
+    let Some(file) = &found.file else { return inferred };
+    let volume = &file.mount.volume;
+    inferred.push(format!("database engine: SQLite, file {}", file.path));
+    if spec.database.sqlite.is_none() {
+        inferred.push(format!(
+            "database.sqlite.claimName: {} (uid {}, at {})",
+            volume.claim_name, volume.claim_uid, volume.mount_path
+        ));
+    }
+    if let Some(nodes) = &file.nodes {
+        inferred.push(format!("jobs on the data run on: {}", in_words(nodes)));
+    }
+    let shape = wanted.iter().find(|w| w.is_server).and_then(|server| server.shape(spec).ok()).unwrap_or_default();
+    let who = [("user", shape.run_as_user), ("group", shape.run_as_group), ("fsGroup", shape.fs_group)];
+    let who: Vec<_> = who.iter().filter_map(|(what, id)| Some(format!("{what} {}", (*id)?))).collect();
+    if !who.is_empty() {
+        inferred.push(format!("jobs run as: {}", who.join(", ")));
+    }
+    inferred
 }

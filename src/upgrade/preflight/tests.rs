@@ -1,5 +1,7 @@
 //! Pre-flight from a spec and two Deployments to a plan, and every reason not to make one.
 
+mod sqlite;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;

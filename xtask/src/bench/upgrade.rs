@@ -20,7 +20,7 @@ use crate::cluster::{self, REGISTRY, Target};
 use crate::demo::{self, RELEASE, TO};
 use crate::images::{self, OPERATOR, TOOLS};
 use crate::kube::Kube;
-use crate::memoria::{self, Installation, VERSION};
+use crate::memoria::{self, Database, Installation, VERSION};
 use crate::{operator, place};
 
 /// Made anew for each run.
@@ -120,7 +120,7 @@ fn measure(kube: &Kube, options: &Options, way: Way, number: u32, clock: &Clock)
     memoria::install(kube, &installation(options), clock)?;
     let mut kinds = vec!["Deployment", "Pod", "Job", "ConfigMap"];
     if way == Way::Operator {
-        demo::adopt(kube, NAMESPACE)?;
+        demo::adopt(kube, NAMESPACE, Database::Postgresql)?;
         kinds.push("MemoriaRelease");
     }
     client::start(kube, NAMESPACE)?;
@@ -154,6 +154,7 @@ fn measure(kube: &Kube, options: &Options, way: Way, number: u32, clock: &Clock)
 fn installation(options: &Options) -> Installation {
     Installation {
         namespace: NAMESPACE.into(),
+        database: Database::Postgresql,
         postgres: options.postgres.clone(),
         rows: options.rows,
         seed: 1,

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::clock::Clock;
 use crate::cluster::{self, Target};
 use crate::kube::Kube;
-use crate::memoria::{self, Installation, VERSION};
+use crate::memoria::{self, Database, Installation, VERSION};
 use crate::{images, operator, place};
 use proof::Proof;
 use rollback::TakenBack;
@@ -37,6 +37,9 @@ pub struct Args {
     /// Rows of data in all tables together
     #[arg(long, default_value_t = 44_000)]
     rows: u32,
+    /// What Memoria keeps its data in
+    #[arg(long, value_enum, default_value_t)]
+    database: Database,
     /// Major version of PostgreSQL
     #[arg(long, default_value = "15", value_parser = ["15", "17"])]
     postgres: String,
@@ -51,32 +54,39 @@ pub fn run(args: Args) -> Result<()> {
     clock.table();
     let (ended, back, proof) = shown?;
     let mut problems = problems(&ended, &proof);
-    problems.extend(back.problems());
+    problems.extend(back.iter().flat_map(TakenBack::problems));
     println!();
     for problem in &problems {
         println!("NOT AS EXPECTED: {problem}");
     }
     if problems.is_empty() {
         println!("Memoria {VERSION} became {TO} with its data as expected.");
-        println!("{} spoiled the data and died; {TO} runs again, with the data of before.", rollback::BAD);
+        if back.is_some() {
+            println!("{} spoiled the data and died; {TO} runs again, with the data of before.", rollback::BAD);
+        }
     }
     look_around(&args);
     if args.json {
-        println!("{}", answer(&ended, &back, &proof));
+        println!("{}", answer(args.database, &ended, back.as_ref(), &proof));
     }
     if problems.is_empty() { Ok(()) } else { bail!("{} things are not as expected", problems.len()) }
 }
 
-fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, TakenBack, Proof)> {
+fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Option<TakenBack>, Proof)> {
     let kube = Kube { target: Target::from_flag(args.use_current_context) };
     let _lock = cluster::lock_operator()?;
     clock.part("the cluster", |_| kube.target.ensure())?;
     let digests = clock.part("the images", |_| images::ensure_available(kube.target))?;
     clock.part("the operator, by its Helm chart", |_| operator::install(&kube, &digests, &[]))?;
-    clock.part(&format!("Memoria {VERSION} with {} rows on PostgreSQL {}", args.rows, args.postgres), |clock| {
+    let database = match args.database {
+        Database::Postgresql => format!("on PostgreSQL {}", args.postgres),
+        Database::Sqlite => "in an SQLite file".to_owned(),
+    };
+    clock.part(&format!("Memoria {VERSION} with {} rows {database}", args.rows), |clock| {
         kube.delete_namespaces(&[NAMESPACE])?;
         let wanted = Installation {
             namespace: NAMESPACE.into(),
+            database: args.database,
             postgres: args.postgres.clone(),
             rows: args.rows,
             seed: 1,
@@ -86,21 +96,28 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, TakenBack, Proof)> {
         };
         memoria::install(&kube, &wanted, clock)
     })?;
-    clock.part("adoption: a MemoriaRelease with the running version changes nothing", |_| adopt(&kube, NAMESPACE))?;
-    let mut proof = clock.part("the state before, captured by the checkers", |_| Proof::begin(kube, NAMESPACE))?;
+    clock.part("adoption: a MemoriaRelease with the running version changes nothing", |_| {
+        adopt(&kube, NAMESPACE, args.database)
+    })?;
+    let mut proof =
+        clock.part("the state before, captured by the checkers", |_| Proof::begin(kube, NAMESPACE, args.database))?;
     clock.say(&format!(
         "kubectl -n {NAMESPACE} patch mrel {RELEASE} --type=merge -p '{{\"spec\":{{\"version\":\"{TO}\"}}}}'"
     ));
     let ended = clock.part(&format!("the upgrade to {TO}"), |_| upgrade(&kube))?;
     clock.part("the proof", |clock| proof.finish(clock, VERSION, &ended.version()))?;
-    let back = rollback::show(&kube, clock, &mut proof)?;
+    // A file is not taken back by itself yet.
+    let back = match args.database {
+        Database::Postgresql => Some(rollback::show(&kube, clock, &mut proof)?),
+        Database::Sqlite => None,
+    };
     clock.part("the search for secrets", |clock| proof.finish_secrets(clock))?;
     Ok((ended, back, proof))
 }
 
 /// Creates the release with the version that runs, and waits until the operator says that this is so.
-pub fn adopt(kube: &Kube, namespace: &str) -> Result<()> {
-    let file = place::root()?.join("tests/memoria/release.yaml");
+pub fn adopt(kube: &Kube, namespace: &str, database: Database) -> Result<()> {
+    let file = place::root()?.join(database.release());
     let release = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     kube.apply(namespace, &release)?;
     kube.wait("the operator to adopt Memoria", ADOPTED, || {
@@ -129,16 +146,16 @@ fn problems(ended: &Ended, proof: &Proof) -> Vec<String> {
     problems
 }
 
-fn answer(ended: &Ended, back: &TakenBack, proof: &Proof) -> Value {
+fn answer(database: Database, ended: &Ended, back: Option<&TakenBack>, proof: &Proof) -> Value {
     json!({
         "upgrade": {
-            "database": "postgresql",
+            "database": database.name(),
             "phase": ended.phase,
             "seconds": ended.seconds,
             "writersStoppedSeconds": ended.writers_stopped_seconds,
             "dataAsExpected": proof.data_as_expected(),
         },
-        "rollback": back.answer(proof),
+        "rollback": back.map(|back| back.answer(proof)),
         "secretsLeaked": proof.secrets_leaked(),
     })
 }

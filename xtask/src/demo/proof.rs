@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::clock::Clock;
 use crate::cluster::{self, Target, command};
 use crate::kube::Kube;
+use crate::memoria::Database;
 use crate::{operator, place};
 
 /// The watch of command lines ends by itself after this many seconds, should nobody end it.
@@ -23,6 +24,7 @@ const NODES: &str = "/memoria-node-";
 pub struct Proof {
     kube: Kube,
     namespace: String,
+    database: Database,
     /// Where captures and answers are kept for whoever wants to look.
     directory: PathBuf,
     watch: Option<Child>,
@@ -42,13 +44,14 @@ struct Answer {
 
 impl Proof {
     /// Captures data and workloads, and begins to watch the command lines of this machine's processes.
-    pub fn begin(kube: Kube, namespace: &str) -> Result<Self> {
+    pub fn begin(kube: Kube, namespace: &str, database: Database) -> Result<Self> {
         let directory = place::cache()?.join("demo");
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory)?;
         let mut proof = Self {
             kube,
             namespace: namespace.into(),
+            database,
             directory,
             watch: None,
             data: None,
@@ -79,7 +82,9 @@ impl Proof {
         self.capture("after")?;
         let mut data = self.checker("data_expected.py")?;
         data.arg(self.file("before.capture")).arg(self.file("after.capture")).args(["--from", from, "--to", to]);
-        data.args(["--probe-insert", "--psql", &self.psql()?]);
+        if self.database == Database::Postgresql {
+            data.args(["--probe-insert", "--psql", &self.psql()?]);
+        }
         self.data = Some(self.ask("data", &mut data)?);
         clock.say("  replicas, images, flags");
         let mut workloads = self.checker("workloads.py")?;
@@ -151,14 +156,13 @@ impl Proof {
     /// Everything that a checker did not find as expected.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for (what, answer) in [
-            ("data", &self.data),
-            ("workloads", &self.workloads),
-            ("secrets", &self.secrets),
-            ("restored data", &self.restored),
-            ("data after the way back", &self.back),
-            ("workloads after the way back", &self.back_workloads),
-        ] {
+        let mut asked = vec![("data", &self.data), ("workloads", &self.workloads), ("secrets", &self.secrets)];
+        if self.database == Database::Postgresql {
+            asked.push(("restored data", &self.restored));
+            asked.push(("data after the way back", &self.back));
+            asked.push(("workloads after the way back", &self.back_workloads));
+        }
+        for (what, answer) in asked {
             match answer {
                 Some(Answer { code: 0, .. }) => {}
                 Some(Answer { json, .. }) => problems.push(format!("{what}: {json}")),
@@ -180,8 +184,11 @@ impl Proof {
     /// Reads data and workloads into files of that name.
     pub fn capture(&self, name: &str) -> Result<()> {
         let mut data = self.checker("capture.py")?;
-        data.args(["--psql", &self.psql()?, "--out"]).arg(self.file(&format!("{name}.capture")));
-        command::run(&mut data)?;
+        match self.database {
+            Database::Postgresql => data.args(["--psql", &self.psql()?]),
+            Database::Sqlite => data.arg("--sqlite").arg(self.copy(&format!("{name}.db"))?),
+        };
+        command::run(data.arg("--out").arg(self.file(&format!("{name}.capture"))))?;
         let mut workloads = self.checker("workloads.py")?;
         workloads.args(["capture", "--kubectl", &self.kubectl()?, "--namespace", &self.namespace, "--out"]);
         command::run(workloads.arg(self.file(&format!("{name}.json")))).map(drop)
@@ -270,6 +277,20 @@ impl Proof {
 
     fn kubectl(&self) -> Result<String> {
         Ok(cluster::shell_quoted(&self.kube.kubectl(&[])?.get_program().to_string_lossy()))
+    }
+
+    /// A copy of the SQLite file, which the server has open, made by Python in the server's own container.
+    fn copy(&self, name: &str) -> Result<PathBuf> {
+        let path = self.file(name);
+        let script = place::root()?.join("tests/checkers/copy_sqlite.py");
+        let mut exec = self.kube.kubectl(&["--namespace", &self.namespace, "exec", "--stdin", "deployment/memoria"])?;
+        exec.args(["--", "python", "-", "/data/memoria.db"]);
+        exec.stdin(fs::File::open(script)?).stdout(fs::File::create(&path)?).stderr(Stdio::piped());
+        let output = exec.spawn().context("cannot start kubectl")?.wait_with_output()?;
+        if !output.status.success() {
+            bail!("the SQLite file could not be copied: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(path)
     }
 
     /// A psql in the database's own pod: there the socket needs no password.

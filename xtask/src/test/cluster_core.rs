@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Done, EVERYTHING, Part, cargo, succeed};
+use super::{Done, EVERYTHING, Part, cargo, getting_started, succeed};
 use crate::cluster::{self, Target};
 use crate::kube::Kube;
 use crate::{images, operator, place};
@@ -29,6 +29,8 @@ pub fn parts() -> Vec<Part> {
         Part { name: "silence of a settled operator", run: || e2e(&["silence::"]) },
         // It kills the operator of all, so nothing else may be under way.
         Part { name: "an operator killed in every phase", run: || e2e(&["killed::"]) },
+        // Last, because its commands install the operator anew, with the chart's own values.
+        Part { name: "the commands of getting started", run: getting_started::run },
         Part { name: "cleaning up", run: clean_up },
     ]
 }

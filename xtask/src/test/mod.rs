@@ -3,6 +3,7 @@
 
 mod apiserver;
 mod cluster_core;
+mod getting_started;
 mod quick;
 mod tags;
 
