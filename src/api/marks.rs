@@ -13,10 +13,18 @@ pub const OWNER_ANNOTATION: &str = "memoria.arca.run/owner";
 pub const ATTEMPT_ANNOTATION: &str = "memoria.arca.run/attempt";
 /// On targets and workers while an attempt is open: the replica count to come back to.
 pub const PRIOR_REPLICAS_ANNOTATION: &str = "memoria.arca.run/prior-replicas";
+/// On CronJobs and Jobs while an attempt is open: the `spec.suspend` to come back to, `true` or `false`.
+pub const PRIOR_SUSPEND_ANNOTATION: &str = "memoria.arca.run/prior-suspend";
+/// On ScaledObjects while an attempt is open: the value of `autoscaling.keda.sh/paused-replicas` to come back to, or
+/// `absent`.
+pub const PRIOR_PAUSED_REPLICAS_ANNOTATION: &str = "memoria.arca.run/prior-paused-replicas";
 /// On Jobs: SHA-256 of the pinned manifest and its input, in hex. A Job with another hash is not ours.
 pub const TEMPLATE_HASH_ANNOTATION: &str = "memoria.arca.run/template-hash";
 /// On a release, set by a person: any new value starts the pre-flight checks again.
 pub const REQUESTED_AT_ANNOTATION: &str = "memoria.arca.run/requested-at";
+/// On a target or worker, set by a person: what of it its GitOps source ignores, of `image`, `replicas`, `suspend` and
+/// `paused-replicas`, separated by commas.
+pub const GITOPS_IGNORES_ANNOTATION: &str = "memoria.arca.run/gitops-ignores";
 /// Held on a release while an attempt is open.
 pub const FINALIZER: &str = "memoria.arca.run/open-attempt";
 
@@ -24,5 +32,10 @@ pub const FINALIZER: &str = "memoria.arca.run/open-attempt";
 pub const OWNER_MANAGER: &str = "memoria-operator";
 /// Field manager of the container image; it never applies anything else.
 pub const IMAGE_MANAGER: &str = "memoria-operator-image";
-/// Field manager of replica counts, through the scale subresource.
+/// Field manager of replica counts, through the scale subresource, and of what suspends or pauses other kinds.
 pub const SCALE_MANAGER: &str = "memoria-operator-scale";
+
+/// KEDA's own annotation: it keeps the scaled workload at that count and scales no more.
+pub const KEDA_PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
+/// KEDA's own annotation: it scales no more, whatever the count is.
+pub const KEDA_PAUSED: &str = "autoscaling.keda.sh/paused";

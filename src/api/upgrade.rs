@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     decision::DecisionAction,
-    release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkloadRef},
+    release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkerRef, WorkloadRef},
     schema,
 };
 
@@ -121,8 +121,12 @@ pub struct PlannedTarget {
     pub from_digest: String,
     /// `repository@sha256:…` or `repository:tag@sha256:…`: what the workload is set to.
     pub to_image: String,
-    /// The replica count to come back to.
+    /// The replica count to come back to. Where an autoscaler sets it: what it was at pre-flight; the count at the moment
+    /// of Quiesce is in that phase's record.
     pub replicas: i32,
+    /// The HorizontalPodAutoscaler that sets its replica count; absent when none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaler: Option<String>,
     /// True when it is also one of the workers: it then comes back with them.
     pub worker: bool,
     /// The candidate pod made from the target's template, as it will be created.
@@ -134,12 +138,25 @@ pub struct PlannedTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedWorker {
-    /// The workload that is stopped.
-    pub workload: WorkloadRef,
-    /// The workload's UID: another object of the same name is not touched.
+    /// What is stopped.
+    pub workload: WorkerRef,
+    /// Its UID: another object of the same name is not touched.
     pub uid: String,
-    /// The replica count to come back to.
+    /// The replica count to come back to; 0 for kinds that have none. Where an autoscaler sets it: what it was at
+    /// pre-flight; the count at the moment of Quiesce is in that phase's record.
     pub replicas: i32,
+    /// The HorizontalPodAutoscaler that sets its replica count; absent when none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaler: Option<String>,
+    /// `spec.suspend` of a CronJob or Job to come back to; absent for other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+    /// The annotation `autoscaling.keda.sh/paused-replicas` of a ScaledObject to come back to; absent when it had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_replicas: Option<String>,
+    /// What a ScaledObject scales; absent for other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scales: Option<WorkloadRef>,
 }
 
 /// The database that was found; every Job proves first that it is still this one.

@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{ApiResource, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -20,19 +20,16 @@ use serde_json::{Map, Value, json};
 use super::{
     client::bounded,
     error::{ClusterError, Kind},
-    template, workload,
+    template, worker, workload,
 };
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgrade,
-        marks::{
-            ATTEMPT_ANNOTATION, IMAGE_MANAGER, OWNER_ANNOTATION, OWNER_MANAGER, PRIOR_REPLICAS_ANNOTATION,
-            SCALE_MANAGER,
-        },
-        release::{MaintenanceFlag, WorkloadRef},
+        marks::{ATTEMPT_ANNOTATION, IMAGE_MANAGER, OWNER_ANNOTATION, OWNER_MANAGER, SCALE_MANAGER},
+        release::{MaintenanceFlag, WorkerRef, WorkloadRef},
         upgrade::{PlannedJob, PlannedTarget},
     },
-    upgrade::{Action, Precondition},
+    upgrade::{Action, Precondition, Prior},
 };
 
 /// How long a finished Job stays once its result is recorded, in seconds: a week.
@@ -50,8 +47,8 @@ pub async fn act(
     let owner = release.uid().unwrap_or_default();
     let attempt = upgrade.name_any();
     match action {
-        Action::Mark { workload, uid, prior_replicas } => {
-            let annotations = marks(&owner, Some((&attempt, *prior_replicas)));
+        Action::Mark { workload, uid, prior } => {
+            let annotations = marks(&owner, Some((&attempt, prior)));
             match mark(client, ns, workload, uid, &owner, annotations.clone(), false).await {
                 Err(error) if matches!(error.kind, Kind::Claimed { .. }) => {
                     inherit(client, ns, workload, uid, error).await?;
@@ -63,6 +60,12 @@ pub async fn act(
         Action::Unmark { workload, uid } => mark(client, ns, workload, uid, &owner, marks(&owner, None), false).await,
         Action::Scale { workload, precondition, replicas } => {
             scale(client, ns, workload, precondition, *replicas, false).await
+        }
+        Action::Suspend { worker, precondition, suspend } => {
+            worker::suspend(client, ns, worker, precondition, *suspend, false).await
+        }
+        Action::PauseAutoscaler { worker, precondition, replicas } => {
+            worker::pause(client, ns, worker, precondition, replicas.as_deref(), false).await
         }
         Action::SetImage { workload, precondition, container, image } => {
             set_image(client, ns, workload, precondition, container, image, false).await
@@ -101,12 +104,13 @@ fn planned_target<'a>(upgrade: &'a MemoriaUpgrade, name: &str) -> Result<&'a Pla
     })
 }
 
-pub(crate) fn marks(owner: &str, attempt: Option<(&str, i32)>) -> Map<String, Value> {
+pub(crate) fn marks(owner: &str, attempt: Option<(&str, &Prior)>) -> Map<String, Value> {
     let mut annotations = Map::new();
     annotations.insert(OWNER_ANNOTATION.to_owned(), json!(owner));
     if let Some((attempt, prior)) = attempt {
         annotations.insert(ATTEMPT_ANNOTATION.to_owned(), json!(attempt));
-        annotations.insert(PRIOR_REPLICAS_ANNOTATION.to_owned(), json!(prior.to_string()));
+        let (key, value) = worker::prior_annotation(prior);
+        annotations.insert(key.to_owned(), json!(value));
     }
     annotations
 }
@@ -121,15 +125,16 @@ pub(crate) fn owner_manager(owner: &str) -> String {
 pub(crate) async fn mark(
     client: &Client,
     ns: &str,
-    workload: &WorkloadRef,
+    workload: &WorkerRef,
     uid: &str,
     owner: &str,
     annotations: Map<String, Value>,
     dry_run: bool,
 ) -> Result<(), ClusterError> {
-    let patch = applied(workload, json!({"name": workload.name, "uid": uid, "annotations": annotations}), None);
+    let metadata = json!({"name": workload.name, "uid": uid, "annotations": annotations});
+    let patch = applied(&worker::resource(workload.kind), metadata, None);
     let params = PatchParams { dry_run, field_manager: Some(owner_manager(owner)), ..Default::default() };
-    let api = workload::api(client, ns, workload.kind);
+    let api = worker::api(client, ns, workload.kind);
     bounded("mark", workload, api.patch(&workload.name, &params, &Patch::Apply(patch))).await.map(drop)
 }
 
@@ -138,7 +143,7 @@ pub(crate) async fn mark(
 async fn inherit(
     client: &Client,
     ns: &str,
-    workload: &WorkloadRef,
+    workload: &WorkerRef,
     uid: &str,
     conflict: ClusterError,
 ) -> Result<(), ClusterError> {
@@ -152,22 +157,20 @@ async fn inherit(
 pub(crate) async fn gone_owner(
     client: &Client,
     ns: &str,
-    workload: &WorkloadRef,
+    workload: &WorkerRef,
     uid: &str,
 ) -> Result<Option<String>, ClusterError> {
-    let Some(found) = workload::get(client, ns, workload).await? else { return Ok(None) };
-    let owner = found
-        .annotation(OWNER_ANNOTATION)
-        .filter(|_| found.uid() == uid && found.annotation(ATTEMPT_ANNOTATION).is_none());
-    let Some(owner) = owner else { return Ok(None) };
+    let Some(found) = worker::metadata(client, ns, workload).await? else { return Ok(None) };
+    let annotation = |key: &str| found.annotations.as_ref().and_then(|a| a.get(key)).map(String::as_str);
+    let lifted = found.uid.as_deref() == Some(uid) && annotation(ATTEMPT_ANNOTATION).is_none();
+    let Some(owner) = annotation(OWNER_ANNOTATION).filter(|_| lifted) else { return Ok(None) };
     let api: Api<MemoriaRelease> = Api::namespaced(client.clone(), ns);
     let releases = bounded("list the releases of", ns, api.list_metadata(&ListParams::default())).await?;
     let lives = releases.items.iter().any(|r| r.metadata.uid.as_deref() == Some(owner));
     Ok((!lives).then(|| owner.to_owned()))
 }
 
-fn applied(workload: &WorkloadRef, metadata: Value, spec: Option<Value>) -> Value {
-    let resource = workload::resource(workload.kind);
+fn applied(resource: &ApiResource, metadata: Value, spec: Option<Value>) -> Value {
     let mut patch = json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata});
     if let Some(spec) = spec {
         patch["spec"] = spec;
@@ -202,7 +205,7 @@ pub(crate) async fn set_image(
     let metadata =
         json!({"name": workload.name, "uid": precondition.uid, "resourceVersion": precondition.resource_version});
     let spec = json!({"template": {"spec": {"containers": [{"name": container, "image": image}]}}});
-    let patch = applied(workload, metadata, Some(spec));
+    let patch = applied(&workload::resource(workload.kind), metadata, Some(spec));
     let params =
         PatchParams { dry_run, force: true, field_manager: Some(IMAGE_MANAGER.to_owned()), ..Default::default() };
     let api = workload::api(client, ns, workload.kind);

@@ -7,7 +7,7 @@ use k8s_openapi::{
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ConfigMap, Container, PersistentVolumeClaim, PodTemplateSpec, Service},
     },
-    apimachinery::pkg::apis::meta::v1::LabelSelector,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
@@ -20,15 +20,20 @@ use super::{
     client::bounded,
     data,
     error::ClusterError,
-    managers,
+    findings, managers,
+    worker::{self, scaled_objects},
     workload::{self, Found},
 };
 use crate::{
     api::{
         MemoriaRelease,
-        release::{CheckResult, Role, Target, Verdict, WorkloadKind, WorkloadRef},
+        marks::{KEDA_PAUSED, RELEASE_LABEL},
+        release::{CheckResult, Role, Target, Verdict, WorkerKind, WorkerRef, WorkloadRef},
     },
-    upgrade::seen::Workload,
+    upgrade::{
+        image::ImageRef,
+        seen::{Switch, Workload},
+    },
 };
 
 /// Everything that was found.
@@ -46,6 +51,8 @@ pub struct Adopted {
     pub data: ServerData,
     /// The claim for snapshots, where it exists already.
     pub storage: Option<StorageFound>,
+    /// What surrounds them, looked at only while an upgrade is wanted.
+    pub findings: Vec<CheckResult>,
     /// One for each target (`target-<name>`), worker (`worker-<kind>-<name>`) and the flag (`maintenance-flag`).
     pub checks: Vec<CheckResult>,
 }
@@ -63,7 +70,7 @@ pub struct AdoptedTarget {
 
 #[derive(Clone, Debug)]
 pub struct AdoptedWorkload {
-    pub workload: WorkloadRef,
+    pub workload: WorkerRef,
     /// UID, resourceVersion, counts, our annotations, image of the target's container, and pods with their image IDs.
     pub seen: Workload,
     pub template: PodTemplateSpec,
@@ -79,6 +86,9 @@ pub struct AdoptedWorkload {
     pub kept_by: Vec<Tool>,
     /// Name of a HorizontalPodAutoscaler that scales it.
     pub autoscaler: Option<String>,
+    /// What a ScaledObject scales.
+    pub scales: Option<WorkloadRef>,
+    pub meta: ObjectMeta,
 }
 
 impl AdoptedTarget {
@@ -122,34 +132,31 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
         bounded("list the Services of", ns, services.list(&everything)),
         bounded("list the autoscalers of", ns, autoscalers.list(&everything)),
         try_join_all(spec.targets.iter().map(|t| read(client, ns, &t.workload_ref))),
-        try_join_all(spec.ingestion.workers.iter().map(|w| read(client, ns, w))),
+        try_join_all(spec.ingestion.workers.iter().map(|w| worker::read(client, ns, w))),
         read_flag(client, ns, release),
         data::storage(client, ns, &storage),
     )?;
     let known: Vec<(String, String)> =
         releases.items.iter().map(|r| (r.uid().unwrap_or_default(), r.name_any())).collect();
     let own_uid = release.uid().unwrap_or_default();
-    let context = Context { own_uid: &own_uid, releases: &known, autoscalers: &autoscalers.items };
+    let (releases, autoscalers) = (known.as_slice(), autoscalers.items.as_slice());
+    let context = Context { own_uid: &own_uid, releases, autoscalers, workers: &spec.ingestion.workers };
 
     let mut adopted =
         Adopted { services: services.items.iter().map(ServiceSelector::from).collect(), storage, ..Adopted::default() };
     for (target, read) in spec.targets.iter().zip(targets) {
         let (found, problems) = adopt_target(target, read, &context);
-        adopted.checks.push(verdict(format!("target-{}", target.name), &target.workload_ref, problems));
+        adopted.checks.push(verdict(format!("target-{}", target.name), &(&target.workload_ref).into(), problems));
         adopted.targets.extend(found);
     }
     for (worker, read) in spec.ingestion.workers.iter().zip(workers) {
-        let name = format!(
-            "worker-{}-{}",
-            if worker.kind == WorkloadKind::Deployment { "deployment" } else { "statefulset" },
-            worker.name
-        );
+        let name = format!("worker-{}-{}", worker.kind.resource(), worker.name);
         let (found, problems) = match read {
-            Some((found, pods)) => {
+            Some(read) => {
                 let mut problems = Vec::new();
-                (Some(adopt_workload(worker, &found, &pods, None, &context, &mut problems)), problems)
+                (Some(adopt_worker(worker, read, &context, &mut problems)), problems)
             }
-            None => (None, vec![format!("{worker} does not exist; correct spec.ingestion.workers or create it")]),
+            None => (None, vec![missing_worker(worker)]),
         };
         adopted.checks.push(verdict(name, worker, problems));
         adopted.workers.extend(found);
@@ -163,7 +170,17 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
         let known: Vec<&str> = workloads.flat_map(|w| &w.seen.pods).map(|pod| pod.uid.as_str()).collect();
         adopted.data = data::read(client, ns, server, &known).await?;
     }
+    if is_upgrade_wanted(release, &adopted) {
+        adopted.findings = findings::of(client, ns, release, &adopted).await?;
+    }
     Ok(adopted)
+}
+
+/// Whether the Server's tag is another than the version that is asked for.
+fn is_upgrade_wanted(release: &MemoriaRelease, adopted: &Adopted) -> bool {
+    let server = adopted.targets.iter().find(|target| target.role == Role::Server);
+    let image = server.and_then(|server| server.workload.seen.image.parse::<ImageRef>().ok());
+    image.is_some_and(|image| image.tag.as_deref() != Some(&release.spec.version))
 }
 
 struct Context<'a> {
@@ -171,6 +188,7 @@ struct Context<'a> {
     /// UID and name of each release of the namespace.
     releases: &'a [(String, String)],
     autoscalers: &'a [HorizontalPodAutoscaler],
+    workers: &'a [WorkerRef],
 }
 
 type Read = Option<(Found, Vec<k8s_openapi::api::core::v1::Pod>)>;
@@ -181,7 +199,7 @@ async fn read(client: &Client, ns: &str, name: &WorkloadRef) -> Result<Read, Clu
     Ok(Some((found, pods)))
 }
 
-fn verdict(name: String, object: &WorkloadRef, problems: Vec<String>) -> CheckResult {
+fn verdict(name: String, object: &WorkerRef, problems: Vec<String>) -> CheckResult {
     if problems.is_empty() {
         CheckResult { name, result: Verdict::Passed, message: format!("{object} can be adopted") }
     } else {
@@ -264,6 +282,34 @@ fn adopt_workload(
 ) -> AdoptedWorkload {
     let meta = found.meta();
     let seen = found.seen(container, pods);
+    let reference = WorkerRef::from(name);
+    let claim = usable(&reference, meta, &seen, context, problems);
+    let autoscaler = context.autoscalers.iter().find(|a| scales(a, name));
+    problems.extend(autoscaler.and_then(|a| autoscaler_problem(a, name, context)));
+    AdoptedWorkload {
+        workload: reference,
+        seen,
+        template: found.template(),
+        selector: found.selector().cloned().unwrap_or_default(),
+        claim_templates: found.claim_templates(),
+        claim,
+        image_managers: container.map(|c| managers::of_image(meta, c)).unwrap_or_default(),
+        replica_managers: managers::of_replicas(meta),
+        kept_by: managers::keepers(meta),
+        autoscaler: autoscaler.map(ResourceExt::name_any),
+        scales: None,
+        meta: meta.clone(),
+    }
+}
+
+/// What holds for all kinds: nobody else's, and there to stay.
+fn usable(
+    name: &WorkerRef,
+    meta: &ObjectMeta,
+    seen: &Workload,
+    context: &Context<'_>,
+    problems: &mut Vec<String>,
+) -> Claim {
     let claim = claim_of(seen.owner.as_deref(), context);
     if meta.deletion_timestamp.is_some() {
         problems.push(format!("{name} is being deleted"));
@@ -271,23 +317,65 @@ fn adopt_workload(
     if let Claim::Other { release } = &claim {
         problems.push(format!("{name} belongs to release {release}; name it in one release only"));
     }
-    let autoscaler = context.autoscalers.iter().find(|a| scales(a, name));
-    problems.extend(autoscaler.and_then(|a| autoscaler_problem(a, name)));
-    AdoptedWorkload {
-        workload: name.clone(),
-        seen,
-        template: found.template(),
-        selector: found.selector().cloned().unwrap_or_default(),
-        claim_templates: match found {
-            Found::StatefulSet(s) => s.spec.as_ref().and_then(|s| s.volume_claim_templates.clone()).unwrap_or_default(),
-            Found::Deployment(_) => Vec::new(),
-        },
-        claim,
-        image_managers: container.map(|c| managers::of_image(meta, c)).unwrap_or_default(),
-        replica_managers: managers::of_replicas(meta),
-        kept_by: managers::keepers(meta),
-        autoscaler: autoscaler.map(ResourceExt::name_any),
+    claim
+}
+
+fn missing_worker(worker: &WorkerRef) -> String {
+    let kind = match worker.kind {
+        WorkerKind::ScaledObject => ", or KEDA is not installed in this cluster",
+        _ => "",
+    };
+    format!("{worker} does not exist{kind}; correct spec.ingestion.workers or create it")
+}
+
+fn adopt_worker(
+    worker: &WorkerRef,
+    read: worker::Read,
+    context: &Context<'_>,
+    problems: &mut Vec<String>,
+) -> AdoptedWorkload {
+    if let (Some(workload), Some(found)) = (worker.workload(), &read.found) {
+        return adopt_workload(&workload, found, &read.pods, None, context, problems);
     }
+    let claim = usable(worker, &read.meta, &read.seen, context, problems);
+    problems.extend(kind_problem(worker, &read));
+    AdoptedWorkload {
+        workload: worker.clone(),
+        seen: read.seen,
+        template: read.template,
+        selector: read.selector,
+        claim_templates: read.claim_templates,
+        claim,
+        image_managers: Vec::new(),
+        replica_managers: managers::of_switch(&read.meta),
+        kept_by: managers::keepers(&read.meta),
+        autoscaler: None,
+        scales: read.scales,
+        meta: read.meta,
+    }
+}
+
+/// Why a worker without replicas of its own could not be stopped and brought back as it was.
+fn kind_problem(worker: &WorkerRef, read: &worker::Read) -> Option<String> {
+    let ours = read.meta.labels.as_ref().is_some_and(|labels| labels.contains_key(RELEASE_LABEL));
+    match (&read.seen.switch, &read.scales) {
+        (Switch::Suspend { .. }, _) if ours => {
+            Some(format!("{worker} is one of the operator's own; take it out of spec.ingestion.workers"))
+        }
+        (Switch::Paused { .. }, None) => Some(format!(
+            "{worker} scales neither a Deployment nor a StatefulSet, so whether its pods are gone could not be told; \
+             name what it scales as a kind that the operator knows"
+        )),
+        (Switch::Paused { replicas: None }, Some(scaled)) if is_paused(&read.meta) => Some(format!(
+            "{worker} is paused by the annotation {KEDA_PAUSED}, so KEDA would not bring {scaled} back; name {scaled} \
+             in spec.ingestion.workers instead of it, or remove the annotation"
+        )),
+        _ => None,
+    }
+}
+
+fn is_paused(meta: &ObjectMeta) -> bool {
+    meta.annotations.as_ref().and_then(|a| a.get(KEDA_PAUSED)).is_some_and(|value| value != "false")
 }
 
 fn claim_of(owner: Option<&str>, context: &Context<'_>) -> Claim {
@@ -306,14 +394,23 @@ fn scales(autoscaler: &HorizontalPodAutoscaler, name: &WorkloadRef) -> bool {
     autoscaler.spec.scale_target_ref.kind == kind && autoscaler.spec.scale_target_ref.name == name.name
 }
 
-/// An autoscaler rests while its workload is at zero, unless it may go to zero itself; KEDA wakes it up in any case.
-fn autoscaler_problem(autoscaler: &HorizontalPodAutoscaler, name: &WorkloadRef) -> Option<String> {
-    if let Some(owner) = autoscaler.owner_references().iter().find(|o| o.kind == "ScaledObject") {
-        let scaled = &owner.name;
-        return Some(format!(
-            "{name} is scaled by KEDA, which would start it in mid-upgrade; run kubectl annotate scaledobject/{scaled} \
-             autoscaling.keda.sh/paused=true before and remove it after"
-        ));
+/// An autoscaler rests while its workload is at zero, unless it may go to zero itself; KEDA wakes it up in any case,
+/// unless it is stopped as well.
+fn autoscaler_problem(
+    autoscaler: &HorizontalPodAutoscaler,
+    name: &WorkloadRef,
+    context: &Context<'_>,
+) -> Option<String> {
+    let kind = scaled_objects().kind;
+    if let Some(owner) = autoscaler.owner_references().iter().find(|o| o.kind == kind) {
+        let scaled = WorkerRef { kind: WorkerKind::ScaledObject, name: owner.name.clone() };
+        return (!context.workers.contains(&scaled)).then(|| {
+            format!(
+                "{name} is scaled by KEDA ({scaled}), which would start it in mid-upgrade; add {{kind: ScaledObject, \
+                 name: {}}} to spec.ingestion.workers",
+                scaled.name
+            )
+        });
     }
     let lowest = autoscaler.spec.min_replicas;
     (lowest == Some(0)).then(|| {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         marks::RELEASE_LABEL,
-        release::{WorkloadKind, WorkloadRef},
+        release::{WorkerKind, WorkerRef},
     },
     job::{manifest::OWN_MOUNTS, protocol::DataVolume},
 };
@@ -142,11 +142,11 @@ enum Source {
 }
 
 /// What a mount's volume is, from the pod template alone.
-fn source(workload: &WorkloadRef, mount: &VolumeMount, volumes: &[Volume], templates: &[&str]) -> Source {
+fn source(workload: &WorkerRef, mount: &VolumeMount, volumes: &[Volume], templates: &[&str]) -> Source {
     let read_only = mount.read_only == Some(true);
     let path = &mount.mount_path;
     // As the StatefulSet controller does it: a claim template replaces a volume of its name.
-    if workload.kind == WorkloadKind::StatefulSet && templates.contains(&mount.name.as_str()) {
+    if workload.kind == WorkerKind::StatefulSet && templates.contains(&mount.name.as_str()) {
         return fit(mount, format!("{}-{}-0", mount.name, workload.name), read_only);
     }
     let Some(volume) = volumes.iter().find(|volume| volume.name == mount.name) else {
@@ -299,19 +299,19 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{Source, problem, source, strangers};
-    use crate::api::release::{WorkloadKind, WorkloadRef};
+    use crate::api::release::{WorkerKind, WorkerRef};
 
     fn read<T: serde::de::DeserializeOwned>(value: Value) -> T {
         serde_json::from_value(value).unwrap()
     }
 
-    fn found(kind: WorkloadKind, mount: Value) -> String {
+    fn found(kind: WorkerKind, mount: Value) -> String {
         let volumes: Vec<Volume> = read(json!([
             {"name": "data", "persistentVolumeClaim": {"claimName": "memoria-data"}},
             {"name": "lent", "persistentVolumeClaim": {"claimName": "lent", "readOnly": true}},
             {"name": "tmp", "emptyDir": {}},
             {"name": "generic", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}}]));
-        let workload = WorkloadRef { kind, name: "memoria".to_owned() };
+        let workload = WorkerRef { kind, name: "memoria".to_owned() };
         let mount: VolumeMount = read(mount);
         match source(&workload, &mount, &volumes, &["data"]) {
             Source::Claim { name, read_only } => format!("{name}{}", if read_only { " read-only" } else { "" }),
@@ -323,19 +323,19 @@ mod tests {
     #[test]
     fn a_claim_is_found_by_its_name_or_by_that_of_the_statefulsets_template() {
         let data = json!({"name": "data", "mountPath": "/data"});
-        assert_eq!(found(WorkloadKind::Deployment, data.clone()), "memoria-data");
-        assert_eq!(found(WorkloadKind::StatefulSet, data), "data-memoria-0");
+        assert_eq!(found(WorkerKind::Deployment, data.clone()), "memoria-data");
+        assert_eq!(found(WorkerKind::StatefulSet, data), "data-memoria-0");
         let lent = json!({"name": "lent", "mountPath": "/lent"});
-        assert_eq!(found(WorkloadKind::Deployment, lent), "lent read-only");
+        assert_eq!(found(WorkerKind::Deployment, lent), "lent read-only");
         assert_eq!(
-            found(WorkloadKind::Deployment, json!({"name": "tmp", "mountPath": "/x"})),
+            found(WorkerKind::Deployment, json!({"name": "tmp", "mountPath": "/x"})),
             "emptyDir volume \"tmp\""
         );
     }
 
     #[test]
     fn a_mount_that_no_job_can_repeat_says_what_to_do() {
-        let deployment = |mount| found(WorkloadKind::Deployment, mount);
+        let deployment = |mount| found(WorkerKind::Deployment, mount);
         let said = deployment(json!({"name": "data", "mountPath": "/data", "subPathExpr": "$(POD_NAME)"}));
         assert!(said.contains("subPathExpr") && said.contains("memoria-data") && said.contains("subPath"), "{said}");
         assert!(deployment(json!({"name": "data", "mountPath": "/tmp/"})).contains("mount it elsewhere"));

@@ -140,7 +140,8 @@ impl ClusterError {
         } else if status.is_conflict() || causes.iter().any(|c| c.field == "metadata.uid") {
             // The UID of a patch is a precondition; the server calls another one an invalid change.
             (Kind::Stale, AGAIN.to_owned())
-        } else if status.is_not_found() {
+        } else if status.is_not_found() || status.code == 404 {
+            // A kind that is not served is answered without a Status, in plain text.
             (Kind::Missing, "create it again, or take it out of the release".to_owned())
         } else if status.is_forbidden() || status.is_invalid() || status.code == 401 {
             (Kind::Refused, way_out(status).to_owned())
@@ -177,6 +178,8 @@ fn way_out(status: &Status) -> &'static str {
         || said.contains("must specify requests")
     {
         "raise the ResourceQuota, or set spec.jobs.resources within it"
+    } else if said.contains(" usage per ") {
+        "change the namespace's LimitRange, or set spec.jobs.resources within it"
     } else if said.contains("violates PodSecurity") {
         "allow it in the namespace's pod-security label, or correct the workload's security context or spec.jobs.securityContext"
     } else if said.contains("ValidatingAdmissionPolicy")
@@ -264,6 +267,7 @@ mod tests {
             (409, "Conflict", Kind::Stale, Category::Conflict),
             (409, "AlreadyExists", Kind::Foreign, Category::Conflict),
             (404, "NotFound", Kind::Missing, Category::Environment),
+            (404, "Failed to parse error data", Kind::Missing, Category::Environment),
             (403, "Forbidden", Kind::Refused, Category::Environment),
             (422, "Invalid", Kind::Refused, Category::Environment),
             (401, "Unauthorized", Kind::Refused, Category::Environment),

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use serde_json::Value;
 
-use crate::api::marks::{IMAGE_MANAGER, OWNER_MANAGER, SCALE_MANAGER};
+use crate::api::marks::{IMAGE_MANAGER, KEDA_PAUSED_REPLICAS, OWNER_MANAGER, SCALE_MANAGER};
 
 /// Somebody who set a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,13 @@ pub(crate) fn of_replicas(meta: &ObjectMeta) -> Vec<Manager> {
     of_field(meta, &["f:spec", "f:replicas"])
 }
 
+/// Who set what suspends a CronJob or Job, or pauses a ScaledObject.
+pub(crate) fn of_switch(meta: &ObjectMeta) -> Vec<Manager> {
+    let mut all = of_field(meta, &["f:spec", "f:suspend"]);
+    all.extend(of_field(meta, &["f:metadata", "f:annotations", &format!("f:{KEDA_PAUSED_REPLICAS}")]));
+    all
+}
+
 fn of_field(meta: &ObjectMeta, path: &[&str]) -> Vec<Manager> {
     let entries = meta.managed_fields.iter().flatten();
     entries.filter(|e| has(e, path)).filter_map(manager).collect()
@@ -85,8 +92,27 @@ pub(crate) fn keepers(meta: &ObjectMeta) -> Vec<Tool> {
     tools
 }
 
+/// Sync waves, hooks and options of Argo CD stand in many charts; only these two say that it keeps the object.
+const ARGO_TRACKING: [&str; 2] = ["argocd.argoproj.io/tracking-id", "argocd.argoproj.io/instance"];
+
+/// Namespace and name of the Flux Kustomization that applies an object.
+pub(crate) fn flux_source(meta: &ObjectMeta) -> Option<(String, String)> {
+    let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key)).cloned();
+    Some((label("kustomize.toolkit.fluxcd.io/namespace")?, label("kustomize.toolkit.fluxcd.io/name")?))
+}
+
+/// Whether Flux is told on the object itself, by label or annotation, to change nothing of it.
+pub(crate) fn flux_leaves_alone(meta: &ObjectMeta) -> bool {
+    let marks = meta.labels.iter().flatten().chain(meta.annotations.iter().flatten());
+    marks.into_iter().any(|(key, value)| match key.as_str() {
+        "kustomize.toolkit.fluxcd.io/ssa" => ["ifnotpresent", "ignore"].contains(&value.to_ascii_lowercase().as_str()),
+        "kustomize.toolkit.fluxcd.io/reconcile" => value.eq_ignore_ascii_case("disabled"),
+        _ => false,
+    })
+}
+
 fn keeper(key: &str, value: &str) -> Option<Tool> {
-    if key.starts_with("argocd.argoproj.io/") {
+    if ARGO_TRACKING.contains(&key) {
         Some(Tool::ArgoCd)
     } else if key.starts_with("kustomize.toolkit.fluxcd.io/") || key.starts_with("helm.toolkit.fluxcd.io/") {
         Some(Tool::Flux)

@@ -8,6 +8,7 @@ pub mod client;
 mod data;
 pub mod error;
 pub mod events;
+mod findings;
 mod jobs;
 pub mod lease;
 pub mod managers;
@@ -16,6 +17,7 @@ mod pods;
 pub mod preflight;
 mod template;
 pub mod watches;
+mod worker;
 mod workload;
 
 pub use act::act;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use futures::future::{join_all, try_join_all};
+use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ConfigMap, Event, Pod},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
-use super::{client::bounded, error::ClusterError, jobs, pods, template, workload};
+use super::{client::bounded, error::ClusterError, jobs, pods, template, worker, workload};
 use crate::{
     api::{
         MemoriaDecision, MemoriaRelease, MemoriaUpgrade,
@@ -36,10 +37,12 @@ pub async fn observe(
         let seen = observe_workload(client, ns, &t.workload, Some(&t.container)).await?;
         Ok::<_, ClusterError>(seen.map(|w| (t.name.clone(), w)))
     }));
-    let only_workers = plan.workers.iter().filter(|w| plan.targets.iter().all(|t| t.workload != w.workload));
+    let only_workers = plan.workers.iter().filter(|w| plan.targets.iter().all(|t| !w.workload.is(&t.workload)));
     let workers = try_join_all(only_workers.map(async |w| {
-        let seen = observe_workload(client, ns, &w.workload, None).await?;
-        Ok::<_, ClusterError>(seen.map(|seen| (w.workload.clone(), seen)))
+        let Some(read) = worker::read(client, ns, &w.workload).await? else { return Ok(None) };
+        let mut seen = read.seen;
+        explain_hanging(client, ns, &mut seen).await;
+        Ok::<_, ClusterError>(Some((w.workload.clone(), seen)))
     }));
     let flag = observe_flag(client, ns, plan.maintenance_flag.as_ref());
     let live_jobs = try_join_all(plan.jobs.iter().map(|job| observe_planned(client, ns, job)));
@@ -97,7 +100,25 @@ async fn observe_workload(
 ) -> Result<Option<Workload>, ClusterError> {
     let Some(found) = workload::get(client, ns, name).await? else { return Ok(None) };
     let pods = workload::live_pods(client, ns, name, &found).await?;
-    Ok(Some(found.seen(container, &pods)))
+    let mut seen = found.seen(container, &pods);
+    explain_hanging(client, ns, &mut seen).await;
+    Ok(Some(seen))
+}
+
+/// Of how many pods that outlive their grace period the events are read.
+const EXPLAINED: usize = 3;
+
+/// Why pods outlive their grace period: the node's own word is out of reach, but what the node controller says of its
+/// pods is not.
+async fn explain_hanging(client: &Client, ns: &str, workload: &mut Workload) {
+    let now = Timestamp::now();
+    let overdue = |pod: &&mut PodSeen| pod.terminating.as_ref().is_some_and(|ending| ending.due <= now);
+    for pod in workload.pods.iter_mut().filter(overdue).take(EXPLAINED) {
+        let reasons = ["NodeNotReady", "FailedKillPod", "ExceededGracePeriod"];
+        if let Some(told) = warning(client, ns, &pod.uid, &reasons).await {
+            pod.trouble = Some(told);
+        }
+    }
 }
 
 async fn observe_flag(

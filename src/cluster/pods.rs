@@ -1,11 +1,12 @@
 //! What a pod's status says, in the machine's words. Pure.
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus};
 
 use super::error::cut;
 use crate::{
     job::manifest::MAIN,
-    upgrade::seen::{PodSeen, Trouble},
+    upgrade::seen::{PodSeen, Terminating, Trouble},
 };
 
 /// Messages of the kubelet and scheduler are kept up to this many bytes.
@@ -23,10 +24,18 @@ pub(crate) fn seen(pod: &Pod, container: Option<&str>) -> PodSeen {
         phase: phase(pod).to_owned(),
         ready: condition(pod, "Ready").is_some_and(|c| c.status == "True"),
         deleting: pod.metadata.deletion_timestamp.is_some(),
+        terminating: terminating(pod),
         image_id: matters.and_then(image_id),
         trouble: trouble(pod),
         restarts: matters.map_or(0, |c| c.restart_count),
     }
+}
+
+/// `deletionTimestamp` is when the pod must have ended: the request's time and the grace period.
+fn terminating(pod: &Pod) -> Option<Terminating> {
+    let due = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let grace = SignedDuration::from_secs(pod.metadata.deletion_grace_period_seconds.unwrap_or_default());
+    Some(Terminating { since: due.checked_sub(grace).unwrap_or(due), due })
 }
 
 fn phase(pod: &Pod) -> &str {

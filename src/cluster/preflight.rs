@@ -23,17 +23,17 @@ use super::{
     act,
     client::bounded,
     error::{ClusterError, Kind},
-    template, workload,
+    template, worker,
 };
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgradeSpec,
         marks::{ATTEMPT_LABEL, OWNER_MANAGER, RELEASE_LABEL},
-        release::{CheckResult, Mode, Verdict, WorkloadRef},
-        upgrade::PlannedTarget,
+        release::{CheckResult, Mode, Verdict, WorkerKind, WorkerRef},
+        upgrade::{PlannedTarget, PlannedWorker},
     },
     job::protocol::JobInput,
-    upgrade::Precondition,
+    upgrade::{Precondition, Prior},
 };
 
 /// Creates a Job of a pre-flight run; one of the same name, labels and content is taken as created. The manifest needs
@@ -119,10 +119,10 @@ pub async fn dry_run(
             answer,
         ));
     }
-    for worker in plan.workers.iter().filter(|w| plan.targets.iter().all(|t| t.workload != w.workload)) {
-        let answer = dry_workload(client, ns, &owner, attempt, &worker.workload, worker.replicas).await.map(drop);
+    for worker in plan.workers.iter().filter(|w| plan.targets.iter().all(|t| !w.workload.is(&t.workload))) {
+        let answer = dry_stop(client, ns, &owner, attempt, &worker.workload, &prior_of(worker)).await.map(drop);
         let name = format!("admit-worker-{}", worker.workload.to_string().replace('/', "-"));
-        results.push(judged(name, "marks and replicas would be admitted", answer));
+        results.push(judged(name, "marks and being stopped would be admitted", answer));
     }
     results.push(judged(
         "snapshot-claim".to_owned(),
@@ -165,28 +165,40 @@ async fn dry_target(
     attempt: &str,
     target: &PlannedTarget,
 ) -> Result<(), ClusterError> {
-    let now = dry_workload(client, ns, owner, attempt, &target.workload, target.replicas).await?;
+    let (reference, prior) = (WorkerRef::from(&target.workload), Prior::Replicas(target.replicas));
+    let now = dry_stop(client, ns, owner, attempt, &reference, &prior).await?;
     act::set_image(client, ns, &target.workload, &now, &target.container, &target.to_image, true).await?;
     dry_create(client, ns, "pod", &template::candidate(&target.candidate)?).await
 }
 
-async fn dry_workload(
+fn prior_of(worker: &PlannedWorker) -> Prior {
+    match worker.workload.kind {
+        WorkerKind::Deployment | WorkerKind::StatefulSet => Prior::Replicas(worker.replicas),
+        WorkerKind::CronJob | WorkerKind::Job => Prior::Suspend(worker.suspend.unwrap_or_default()),
+        WorkerKind::ScaledObject => Prior::Paused(worker.paused_replicas.clone()),
+    }
+}
+
+async fn dry_stop(
     client: &Client,
     ns: &str,
     owner: &str,
     attempt: &str,
-    name: &WorkloadRef,
-    replicas: i32,
+    name: &WorkerRef,
+    prior: &Prior,
 ) -> Result<Precondition, ClusterError> {
-    let Some(found) = workload::get(client, ns, name).await? else {
+    let Some(found) = worker::metadata(client, ns, name).await? else {
         return Err(ClusterError::missing(
             "plan",
             name.to_string(),
             "create it, or take it out of the release".to_owned(),
         ));
     };
-    let now = found.precondition();
-    let marks = act::marks(owner, Some((attempt, replicas)));
+    let now = Precondition {
+        uid: found.uid.unwrap_or_default(),
+        resource_version: found.resource_version.unwrap_or_default(),
+    };
+    let marks = act::marks(owner, Some((attempt, prior)));
     match act::mark(client, ns, name, &now.uid, owner, marks, true).await {
         // The mark of a release that is gone will be lifted.
         Err(error) if matches!(error.kind, Kind::Claimed { .. }) => {
@@ -194,7 +206,11 @@ async fn dry_workload(
         }
         other => other?,
     }
-    act::scale(client, ns, name, &now, 0, true).await?;
+    match (prior, name.workload()) {
+        (Prior::Replicas(_), Some(workload)) => act::scale(client, ns, &workload, &now, 0, true).await?,
+        (Prior::Paused(_), _) => worker::pause(client, ns, name, &now, Some("0"), true).await?,
+        _ => worker::suspend(client, ns, name, &now, true, true).await?,
+    }
     Ok(now)
 }
 

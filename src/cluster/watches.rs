@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{
@@ -16,12 +17,13 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{Deployment, StatefulSet},
-        batch::v1::Job,
+        batch::v1::{CronJob, Job},
         core::v1::{ConfigMap, Pod},
     },
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams},
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
@@ -32,10 +34,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{oneshot, watch};
 
+use super::worker::scaled_objects;
 use crate::api::{
     MemoriaDecision, MemoriaRelease, MemoriaUpgrade,
     marks::RELEASE_LABEL,
-    release::{WorkloadKind, WorkloadRef},
+    release::{WorkerKind, WorkerRef},
 };
 
 /// The release to reconcile.
@@ -57,6 +60,14 @@ impl Namespaces {
         match self {
             Self::All => vec![Api::all(client.clone())],
             Self::Only(names) => names.iter().map(|ns| Api::namespaced(client.clone(), ns)).collect(),
+        }
+    }
+
+    /// The same for a kind that is known by name only.
+    fn dynamic_apis(&self, client: &Client, resource: &ApiResource) -> Vec<Api<PartialObjectMeta<DynamicObject>>> {
+        match self {
+            Self::All => vec![Api::all_with(client.clone(), resource)],
+            Self::Only(names) => names.iter().map(|ns| Api::namespaced_with(client.clone(), ns, resource)).collect(),
         }
     }
 }
@@ -92,9 +103,10 @@ pub fn triggers(
 ) -> impl Stream<Item = ReleaseRef> + Send + 'static {
     let mut all: Vec<BoxStream<'static, ReleaseRef>> = Vec::new();
     let labelled = Config::default().labels(RELEASE_LABEL);
-    all.extend(
-        namespaces.apis::<PartialObjectMeta<Job>>(client).into_iter().map(|api| by_label(api, labelled.clone())),
-    );
+    // All Jobs, not only ours: workers may be Jobs, and CronJobs make some.
+    for api in namespaces.apis::<PartialObjectMeta<Job>>(client) {
+        all.push(jobs(api, releases.clone()));
+    }
     all.extend(
         namespaces.apis::<PartialObjectMeta<Pod>>(client).into_iter().map(|api| by_label(api, labelled.clone())),
     );
@@ -106,15 +118,17 @@ pub fn triggers(
     );
     all.extend(namespaces.apis::<MemoriaDecision>(client).into_iter().map(decisions));
     for api in namespaces.apis::<PartialObjectMeta<Deployment>>(client) {
-        all.push(by_name(api, releases.clone(), |release, name| {
-            names_workload(release, WorkloadKind::Deployment, name)
-        }));
+        all.push(by_name(api, releases.clone(), |release, name| names(release, WorkerKind::Deployment, name)));
     }
     for api in namespaces.apis::<PartialObjectMeta<StatefulSet>>(client) {
-        all.push(by_name(api, releases.clone(), |release, name| {
-            names_workload(release, WorkloadKind::StatefulSet, name)
-        }));
+        all.push(by_name(api, releases.clone(), |release, name| names(release, WorkerKind::StatefulSet, name)));
     }
+    for api in namespaces.apis::<PartialObjectMeta<CronJob>>(client) {
+        all.push(by_name(api, releases.clone(), |release, name| names(release, WorkerKind::CronJob, name)));
+    }
+    all.extend(
+        namespaces.dynamic_apis(client, &scaled_objects()).into_iter().map(|api| optional(api, releases.clone())),
+    );
     for api in namespaces.apis::<PartialObjectMeta<ConfigMap>>(client) {
         all.push(by_name(api, releases.clone(), names_flag));
     }
@@ -183,12 +197,77 @@ where
         .boxed()
 }
 
-fn workloads(release: &MemoriaRelease) -> impl Iterator<Item = &WorkloadRef> {
-    release.spec.targets.iter().map(|t| &t.workload_ref).chain(&release.spec.ingestion.workers)
+/// Jobs of ours by their label, and those of others that are workers, or that a worker made.
+fn jobs(api: Api<PartialObjectMeta<Job>>, releases: Store<MemoriaRelease>) -> BoxStream<'static, ReleaseRef> {
+    touched(api, Config::default())
+        .flat_map(move |job| {
+            let (ns, name) = (job.namespace().unwrap_or_default(), job.name_any());
+            let mut woken: Vec<ReleaseRef> = labelled_release(&job).into_iter().collect();
+            let others = releases.state().into_iter().filter(|r| r.metadata.namespace.as_ref() == Some(&ns));
+            let others = others.filter(|r| names(r, WorkerKind::Job, &name) || may_have_made(r, &name));
+            woken.extend(others.map(|r| ObjectRef::from_obj(&*r)));
+            iter(woken)
+        })
+        .boxed()
 }
 
-fn names_workload(release: &MemoriaRelease, kind: WorkloadKind, name: &str) -> bool {
-    workloads(release).any(|w| w.kind == kind && w.name == name)
+/// How often it is looked whether a kind that a release names has come into being, or is gone.
+const LOOK_FOR_KIND: Duration = Duration::from_secs(30);
+
+/// Objects of a kind that the cluster may not have. It is asked for only while a release names one; a cluster without it
+/// is no error.
+fn optional(
+    api: Api<PartialObjectMeta<DynamicObject>>,
+    releases: Store<MemoriaRelease>,
+) -> BoxStream<'static, ReleaseRef> {
+    let wanted = releases.clone();
+    let found = unfold(Duration::ZERO, move |mut pause| {
+        let (api, wanted) = (api.clone(), wanted.clone());
+        async move {
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = LOOK_FOR_KIND;
+                let named = wanted.state().iter().any(|r| worker_kinds(r).any(|kind| kind == WorkerKind::ScaledObject));
+                if named && api.list_metadata(&ListParams::default().limit(1)).await.is_ok() {
+                    return Some((watch_while_there(api), pause));
+                }
+            }
+        }
+    });
+    found
+        .flatten()
+        .flat_map(move |object| {
+            let (ns, name) = (object.namespace().unwrap_or_default(), object.name_any());
+            let named = releases
+                .state()
+                .into_iter()
+                .filter(|r| r.metadata.namespace.as_ref() == Some(&ns) && names(r, WorkerKind::ScaledObject, &name));
+            iter(named.map(|r| ObjectRef::from_obj(&*r)).collect::<Vec<_>>())
+        })
+        .boxed()
+}
+
+/// Ends when the watch breaks: the kind may be gone, and is looked for anew.
+fn watch_while_there(
+    api: Api<PartialObjectMeta<DynamicObject>>,
+) -> BoxStream<'static, PartialObjectMeta<DynamicObject>> {
+    let events = watcher(api, Config::default());
+    // A broken watch of a kind that is there is taken up again after the same pause.
+    events.take_while(|event| ready(event.is_ok())).touched_objects().filter_map(|result| ready(result.ok())).boxed()
+}
+
+fn worker_kinds(release: &MemoriaRelease) -> impl Iterator<Item = WorkerKind> {
+    release.spec.ingestion.workers.iter().map(|worker| worker.kind)
+}
+
+/// Targets and workers.
+fn named(release: &MemoriaRelease) -> impl Iterator<Item = WorkerRef> {
+    let targets = release.spec.targets.iter().map(|t| WorkerRef::from(&t.workload_ref));
+    targets.chain(release.spec.ingestion.workers.iter().cloned())
+}
+
+fn names(release: &MemoriaRelease, kind: WorkerKind, name: &str) -> bool {
+    named(release).any(|w| w.kind == kind && w.name == name)
 }
 
 fn names_flag(release: &MemoriaRelease, name: &str) -> bool {
@@ -198,12 +277,18 @@ fn names_flag(release: &MemoriaRelease, name: &str) -> bool {
 /// Kubernetes names pods after their workload, and cuts long names here before it adds a suffix.
 const GENERATED_NAME: usize = 40;
 
-/// Whether a pod of this name may belong to one of the release's workloads. Too many is harmless: it only wakes.
-fn may_own(release: &MemoriaRelease, pod: &str) -> bool {
-    workloads(release).any(|w| {
+/// Whether a pod or Job of this name may have been made by one of the release's workers or targets. Too many is harmless:
+/// it only wakes.
+fn may_have_made(release: &MemoriaRelease, object: &str) -> bool {
+    named(release).any(|w| {
         let start = &w.name[..w.name.floor_char_boundary(GENERATED_NAME)];
-        pod.strip_prefix(start).is_some_and(|rest| start.len() < w.name.len() || rest.starts_with('-'))
+        object.strip_prefix(start).is_some_and(|rest| start.len() < w.name.len() || rest.starts_with('-'))
     })
+}
+
+/// The same for pods; only the ScaledObject itself says whose pods it scales, so any may be.
+fn may_own(release: &MemoriaRelease, pod: &str) -> bool {
+    worker_kinds(release).any(|kind| kind == WorkerKind::ScaledObject) || may_have_made(release, pod)
 }
 
 /// Pods of targets and workers, watched in a namespace only while an attempt is open there.
@@ -272,8 +357,8 @@ mod tests {
     use kube::{ResourceExt, core::PartialObjectMeta};
     use serde_json::json;
 
-    use super::{OpenAttempts, labelled_release, may_own, names_flag, names_workload};
-    use crate::api::{MemoriaRelease, release::WorkloadKind};
+    use super::{OpenAttempts, labelled_release, may_own, names, names_flag};
+    use crate::api::{MemoriaRelease, release::WorkerKind};
 
     fn release(worker: &str) -> MemoriaRelease {
         serde_json::from_value(json!({
@@ -289,11 +374,8 @@ mod tests {
     #[test]
     fn a_release_is_woken_by_what_it_names_and_nothing_else() {
         let r = release("worker");
-        assert!(
-            names_workload(&r, WorkloadKind::Deployment, "memoria")
-                && names_workload(&r, WorkloadKind::StatefulSet, "worker")
-        );
-        assert!(!names_workload(&r, WorkloadKind::StatefulSet, "memoria"));
+        assert!(names(&r, WorkerKind::Deployment, "memoria") && names(&r, WorkerKind::StatefulSet, "worker"));
+        assert!(!names(&r, WorkerKind::StatefulSet, "memoria"));
         assert!(names_flag(&r, "flags") && !names_flag(&r, "other"));
         assert!(may_own(&r, "memoria-7d9c6b5f4-x2k8p") && may_own(&r, "worker-0"));
         assert!(!may_own(&r, "memoriadb-0") && !may_own(&r, "other-0"));

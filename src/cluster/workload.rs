@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, StatefulSet},
-        core::v1::{Pod, PodTemplateSpec},
+        core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec},
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
@@ -20,10 +20,7 @@ use crate::{
         marks::{ATTEMPT_ANNOTATION, OWNER_ANNOTATION, PRIOR_REPLICAS_ANNOTATION},
         release::{WorkloadKind, WorkloadRef},
     },
-    upgrade::{
-        Precondition,
-        seen::{PodSeen, Workload},
-    },
+    upgrade::seen::{PodSeen, Switch, Workload},
 };
 
 /// A workload as it was read.
@@ -109,12 +106,6 @@ impl Found {
         self.meta().uid.as_deref().unwrap_or_default()
     }
 
-    /// What a write that follows this read must find unchanged.
-    pub(crate) fn precondition(&self) -> Precondition {
-        let resource_version = self.meta().resource_version.clone().unwrap_or_default();
-        Precondition { uid: self.uid().to_owned(), resource_version }
-    }
-
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.meta().annotations.as_ref()?.get(key).map(String::as_str)
     }
@@ -132,6 +123,14 @@ impl Found {
             Self::StatefulSet(s) => s.spec.as_ref().map(|s| s.template.clone()),
         }
         .unwrap_or_default()
+    }
+
+    /// Of a StatefulSet; empty for a Deployment.
+    pub(crate) fn claim_templates(&self) -> Vec<PersistentVolumeClaim> {
+        match self {
+            Self::StatefulSet(s) => s.spec.as_ref().and_then(|s| s.volume_claim_templates.clone()).unwrap_or_default(),
+            Self::Deployment(_) => Vec::new(),
+        }
     }
 
     pub(crate) fn replicas(&self) -> i32 {
@@ -182,6 +181,8 @@ impl Found {
             owner: self.annotation(OWNER_ANNOTATION).map(str::to_owned),
             attempt: self.annotation(ATTEMPT_ANNOTATION).map(str::to_owned),
             prior_replicas: self.annotation(PRIOR_REPLICAS_ANNOTATION).map(str::to_owned),
+            switch: Switch::Replicas,
+            unfinished: Vec::new(),
             pods: pods.iter().map(|pod| pods::seen(pod, container)).collect::<Vec<PodSeen>>(),
         }
     }

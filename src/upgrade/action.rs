@@ -1,16 +1,23 @@
 //! What a decision can ask for. Each act is idempotent by identity and carries its precondition.
 
-use crate::{api::release::WorkloadRef, job::protocol::JobInput};
+use crate::{
+    api::release::{WorkerRef, WorkloadRef},
+    job::protocol::JobInput,
+};
 
 /// One act on the cluster, done after the journal that intends it was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Writes owner, attempt and prior replica count on a workload, by server-side apply without force.
-    Mark { workload: WorkloadRef, uid: String, prior_replicas: i32 },
-    /// Takes attempt and prior replica count away again; the owner stays.
-    Unmark { workload: WorkloadRef, uid: String },
+    /// Writes owner, attempt and how it ran before on a target or worker, by server-side apply without force.
+    Mark { workload: WorkerRef, uid: String, prior: Prior },
+    /// Takes attempt and prior state away again; the owner stays.
+    Unmark { workload: WorkerRef, uid: String },
     /// Sets the replica count through the scale subresource.
     Scale { workload: WorkloadRef, precondition: Precondition, replicas: i32 },
+    /// Sets `spec.suspend` of a CronJob or Job.
+    Suspend { worker: WorkerRef, precondition: Precondition, suspend: bool },
+    /// Sets or removes KEDA's annotation that keeps what a ScaledObject scales at a count.
+    PauseAutoscaler { worker: WorkerRef, precondition: Precondition, replicas: Option<String> },
     /// Sets the image of one container, by server-side apply with force and nothing else in the patch.
     SetImage { workload: WorkloadRef, precondition: Precondition, container: String, image: String },
     /// Sets the maintenance flag.
@@ -32,4 +39,22 @@ pub enum Action {
 pub struct Precondition {
     pub uid: String,
     pub resource_version: String,
+}
+
+/// How a target or worker ran before it was stopped, and how it shall run again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prior {
+    /// Of a Deployment or StatefulSet.
+    Replicas(i32),
+    /// `spec.suspend` of a CronJob or Job.
+    Suspend(bool),
+    /// KEDA's `paused-replicas` annotation of a ScaledObject; `None` when there was none.
+    Paused(Option<String>),
+}
+
+impl Action {
+    /// Whether it stops or starts a writer.
+    pub fn moves_writers(&self) -> bool {
+        matches!(self, Self::Scale { .. } | Self::Suspend { .. } | Self::PauseAutoscaler { .. })
+    }
 }

@@ -145,7 +145,7 @@ impl Driver<'_> {
         match step {
             Step::Act { actions, message } => {
                 hold::asked(&mut next);
-                if next.writers_stopped_at.is_none() && actions.iter().any(|a| matches!(a, Action::Scale { .. })) {
+                if next.writers_stopped_at.is_none() && actions.iter().any(Action::moves_writers) {
                     next.writers_stopped_at = Some(Time(self.now));
                 }
                 self.say(&mut next, message, wake);
@@ -167,7 +167,9 @@ impl Driver<'_> {
                     rollback(&mut next).awaiting = Some(format!("{:?}", DecisionAction::AcceptDataLoss));
                 }
                 self.say(&mut next, message, wake);
-                Decision { journal: next, actions: Vec::new(), wake }
+                // A pod that outlives its grace period is worth saying although nothing changes.
+                let due = self.seen.next_due(self.now);
+                Decision { journal: next, actions: Vec::new(), wake: wake.into_iter().chain(due).min() }
             }
             Step::Remember { key, value } => {
                 hold::leave(&mut next, self.now);
@@ -444,7 +446,7 @@ impl Driver<'_> {
         let marked = |seen: &super::seen::Workload| seen.attempt.as_deref() == Some(self.attempt);
         let targets = self.plan.targets.iter().filter_map(|t| {
             let seen = self.seen.targets.get(&t.name).filter(|seen| seen.uid == t.uid && marked(seen))?;
-            Some(Action::Unmark { workload: t.workload.clone(), uid: seen.uid.clone() })
+            Some(Action::Unmark { workload: (&t.workload).into(), uid: seen.uid.clone() })
         });
         let workers = self.plan.workers.iter().filter_map(|w| {
             let seen = self.seen.workers.get(&w.workload).filter(|seen| seen.uid == w.uid && marked(seen))?;

@@ -14,13 +14,15 @@ pub mod preflight;
 pub mod seen;
 pub mod version;
 
-pub use action::{Action, Precondition};
+pub use action::{Action, Precondition, Prior};
 pub use decide::{Decision, decide};
 pub(crate) use decide::{cut, unsuspend};
 pub use seen::Observed;
 
 #[cfg(test)]
 mod holds;
+#[cfg(test)]
+mod kinds;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

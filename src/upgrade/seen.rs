@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use crate::{
-    api::{release::WorkloadRef, upgrade::Category},
+    api::{release::WorkerRef, upgrade::Category},
     job::protocol::JobReport,
 };
 
@@ -13,7 +15,7 @@ pub struct Observed {
     /// By target name; a target whose workload is gone is absent.
     pub targets: BTreeMap<String, Workload>,
     /// Workers that are no targets; one that is gone is absent.
-    pub workers: BTreeMap<WorkloadRef, Workload>,
+    pub workers: BTreeMap<WorkerRef, Workload>,
     /// The maintenance flag's value now; absent when there is no flag or no such key.
     pub flag: Option<String>,
     /// The attempt's Jobs by step; absent when there is none.
@@ -23,6 +25,14 @@ pub struct Observed {
     pub orders: Orders,
     /// What the API server refused for good, of the actions that the last decision asked for.
     pub refusal: Option<Refusal>,
+}
+
+impl Observed {
+    /// When the next terminating pod is overdue, although nothing else changes.
+    pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let pods = self.targets.values().chain(self.workers.values()).flat_map(|workload| &workload.pods);
+        pods.filter_map(|pod| pod.terminating.as_ref()).map(|ending| ending.due).filter(|due| *due > now).min()
+    }
 }
 
 /// An action that will not succeed by trying again.
@@ -49,7 +59,20 @@ pub struct Orders {
     pub deleting: bool,
 }
 
-/// A Deployment or StatefulSet with its pods.
+/// How a target or worker is told to stop, and what it is told now. The counts of [`Workload`] are those of the workload
+/// itself, or of the one that a ScaledObject scales.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Switch {
+    /// Its replica count.
+    #[default]
+    Replicas,
+    /// `spec.suspend` of a CronJob or Job. A Job that has finished needs no stopping.
+    Suspend { suspended: bool, finished: bool },
+    /// KEDA's annotation that pauses it at a count.
+    Paused { replicas: Option<String> },
+}
+
+/// A target or worker with its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
     pub uid: String,
@@ -69,14 +92,35 @@ pub struct Workload {
     pub owner: Option<String>,
     pub attempt: Option<String>,
     pub prior_replicas: Option<String>,
-    /// Pods that the selector finds, terminating ones included.
+    pub switch: Switch,
+    /// Jobs of a CronJob that have not finished.
+    pub unfinished: Vec<String>,
+    /// Its pods, terminating ones included: those that the selector finds, or that its Jobs made.
     pub pods: Vec<PodSeen>,
 }
 
 impl Workload {
     /// Nothing of it runs any more: asked for zero, and no pod is left, not even a terminating one.
     pub fn is_gone(&self) -> bool {
-        self.replicas == 0 && self.status_replicas == 0 && self.pods.is_empty()
+        self.is_told_to_stop()
+            && !self.is_still_asked_for()
+            && self.status_replicas == 0
+            && self.unfinished.is_empty()
+            && self.pods.is_empty()
+    }
+
+    /// Whether whoever makes its pods was told to make none.
+    pub fn is_told_to_stop(&self) -> bool {
+        match &self.switch {
+            Switch::Replicas => self.replicas == 0,
+            Switch::Suspend { suspended, finished } => *suspended || *finished,
+            Switch::Paused { replicas } => replicas.as_deref() == Some("0"),
+        }
+    }
+
+    /// KEDA was told, but has not told the workload that it scales.
+    fn is_still_asked_for(&self) -> bool {
+        matches!(self.switch, Switch::Paused { .. }) && self.replicas != 0
     }
 
     /// As many pods as `replicas` run the current template and are ready, and the workload's controller has seen it.
@@ -101,12 +145,22 @@ pub struct PodSeen {
     pub phase: String,
     pub ready: bool,
     pub deleting: bool,
+    /// Since when and until when it may take to end; absent unless it is being deleted.
+    pub terminating: Option<Terminating>,
     /// `imageID` of the container that matters.
     pub image_id: Option<String>,
     /// What keeps it from running, when the kubelet or scheduler says so.
     pub trouble: Option<Trouble>,
     /// Restarts of the container that matters.
     pub restarts: i32,
+}
+
+/// A pod's end, by its `deletionTimestamp` and grace period.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terminating {
+    pub since: Timestamp,
+    /// When its node must have ended it.
+    pub due: Timestamp,
 }
 
 /// Why a pod does not run, in Kubernetes' own words.

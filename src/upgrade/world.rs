@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use super::{
     Action, Decision, Observed, decide,
-    seen::{JobSeen, JobState, PodSeen, Trouble, Workload},
+    seen::{JobSeen, JobState, PodSeen, Switch, Trouble, Workload},
 };
 use crate::{
     api::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-        release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkloadKind, WorkloadRef},
+        release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkerRef, WorkloadKind, WorkloadRef},
         upgrade::{
             Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage,
             PlannedTarget, PlannedWorker,
@@ -60,7 +60,7 @@ pub struct World {
     made: BTreeMap<String, usize>,
 }
 
-fn workload_ref(name: &str) -> WorkloadRef {
+pub fn workload_ref(name: &str) -> WorkloadRef {
     WorkloadRef { kind: WorkloadKind::Deployment, name: name.to_owned() }
 }
 
@@ -76,7 +76,7 @@ fn pods(name: &str, count: i32) -> Vec<PodSeen> {
         .collect()
 }
 
-fn running(name: &str, count: i32, image: &str) -> Workload {
+pub fn running(name: &str, count: i32, image: &str) -> Workload {
     Workload {
         uid: format!("uid-{name}"),
         resource_version: "1".into(),
@@ -103,8 +103,21 @@ fn target(name: &str, role: Role, replicas: i32) -> PlannedTarget {
         from_digest: "r/server@sha256:old".into(),
         to_image: NEW.into(),
         replicas,
+        autoscaler: None,
         worker: false,
         candidate: serde_json::json!({}),
+    }
+}
+
+pub fn worker(workload: WorkerRef, replicas: i32) -> PlannedWorker {
+    PlannedWorker {
+        uid: format!("uid-{}", workload.name),
+        workload,
+        replicas,
+        autoscaler: None,
+        suspend: None,
+        paused_replicas: None,
+        scales: None,
     }
 }
 
@@ -123,7 +136,7 @@ impl World {
             from: "0.9.0".into(),
             to: "1.0.0".into(),
             targets: vec![target("server", Role::Server, 2), target("dashboard", Role::Dashboard, 1)],
-            workers: vec![PlannedWorker { workload: workload_ref("ingest"), uid: "uid-ingest".into(), replicas: 3 }],
+            workers: vec![worker(workload_ref("ingest").into(), 3)],
             maintenance_flag: Some(MaintenanceFlag {
                 config_map_key_ref: KeyRef { name: "flags".into(), key: "maintenance".into() },
                 on_value: "true".into(),
@@ -167,7 +180,7 @@ impl World {
                 ("server".into(), running("server", 2, OLD)),
                 ("dashboard".into(), running("dashboard", 1, OLD)),
             ]),
-            workers: BTreeMap::from([(workload_ref("ingest"), running("ingest", 3, ""))]),
+            workers: BTreeMap::from([(workload_ref("ingest").into(), running("ingest", 3, ""))]),
             flag: Some("false".into()),
             ..Observed::default()
         };
@@ -237,10 +250,11 @@ impl World {
         self.faults.iter().any(wanted)
     }
 
-    pub fn workload(&mut self, reference: &WorkloadRef) -> &mut Workload {
+    pub fn workload(&mut self, reference: impl Into<WorkerRef>) -> &mut Workload {
+        let reference = reference.into();
         match self.seen.targets.get_mut(&reference.name) {
             Some(target) => target,
-            None => self.seen.workers.get_mut(reference).unwrap(),
+            None => self.seen.workers.get_mut(&reference).unwrap(),
         }
     }
 
@@ -249,6 +263,10 @@ impl World {
             Action::Mark { workload, .. } => format!("mark {workload}"),
             Action::Unmark { workload, .. } => format!("unmark {workload}"),
             Action::Scale { workload, replicas, .. } => format!("scale {workload} {replicas}"),
+            Action::Suspend { worker, suspend, .. } => format!("suspend {worker} {suspend}"),
+            Action::PauseAutoscaler { worker, replicas, .. } => {
+                format!("pause {worker} {}", replicas.as_deref().unwrap_or("never"))
+            }
             Action::SetImage { workload, image, .. } => format!("image {workload} {image}"),
             Action::SetFlag { value } => format!("flag {value}"),
             Action::CreateJob { step, .. } => format!("job {step}"),
@@ -258,10 +276,10 @@ impl World {
             Action::DeleteCandidate { target, .. } => format!("delete candidate {target}"),
         });
         match action {
-            Action::Mark { workload, prior_replicas, .. } => {
+            Action::Mark { workload, prior, .. } => {
                 let seen = self.workload(workload);
                 seen.attempt = Some(ATTEMPT.into());
-                seen.prior_replicas = Some(prior_replicas.to_string());
+                seen.prior_replicas = Some(format!("{prior:?}"));
             }
             Action::Unmark { workload, .. } => {
                 let seen = self.workload(workload);
@@ -272,6 +290,20 @@ impl World {
                 let seen = self.workload(workload);
                 assert_eq!(precondition.resource_version, seen.resource_version, "a stale write");
                 seen.replicas = *replicas;
+                seen.generation += 1;
+            }
+            Action::Suspend { worker, suspend, precondition } => {
+                let seen = self.workload(worker);
+                assert_eq!(precondition.resource_version, seen.resource_version, "a stale write");
+                let Switch::Suspend { suspended, .. } = &mut seen.switch else { panic!("{worker} has no suspend") };
+                *suspended = *suspend;
+                seen.generation += 1;
+            }
+            Action::PauseAutoscaler { worker, replicas, precondition } => {
+                let seen = self.workload(worker);
+                assert_eq!(precondition.resource_version, seen.resource_version, "a stale write");
+                let Switch::Paused { replicas: now } = &mut seen.switch else { panic!("{worker} has no pause") };
+                now.clone_from(replicas);
                 seen.generation += 1;
             }
             Action::SetImage { workload, image, .. } => {
@@ -408,6 +440,15 @@ impl World {
 fn settle(name: &str, seen: &mut Workload) {
     seen.observed_generation = seen.generation;
     seen.resource_version = format!("{}-{}", seen.generation, seen.attempt.is_some());
+    match &seen.switch {
+        Switch::Replicas => {}
+        // What a Job had going ends with its suspension; Jobs of a CronJob end in their own time, here at once.
+        Switch::Suspend { suspended, finished } => {
+            seen.unfinished.retain(|job| job.starts_with("long"));
+            seen.replicas = i32::from(!suspended && !finished);
+        }
+        Switch::Paused { replicas } => seen.replicas = replicas.as_ref().map_or(4, |count| count.parse().unwrap()),
+    }
     seen.pods = pods(name, seen.replicas);
     seen.status_replicas = seen.replicas;
     seen.updated_replicas = seen.replicas;

@@ -160,7 +160,7 @@ async fn may(client: &Client, user: &str, namespace: &str, act: &str) -> bool {
     answer.status.unwrap().allowed
 }
 
-const NEEDED: [&str; 16] = [
+const NEEDED: [&str; 19] = [
     "patch memoriareleases.memoria.arca.run",
     "update memoriareleases.memoria.arca.run#status",
     "create memoriaupgrades.memoria.arca.run",
@@ -171,6 +171,9 @@ const NEEDED: [&str; 16] = [
     "create pods",
     "delete pods",
     "create jobs.batch",
+    "patch cronjobs.batch",
+    "patch scaledobjects.keda.sh",
+    "watch scaledobjects.keda.sh",
     "patch configmaps",
     "create persistentvolumeclaims",
     "list services",
@@ -179,7 +182,7 @@ const NEEDED: [&str; 16] = [
     "create events.events.k8s.io",
 ];
 
-const FORBIDDEN: [&str; 14] = [
+const FORBIDDEN: [&str; 16] = [
     "get secrets",
     "list secrets",
     "update memoriareleases.memoria.arca.run",
@@ -187,6 +190,8 @@ const FORBIDDEN: [&str; 14] = [
     "create memoriadecisions.memoria.arca.run",
     "update deployments.apps",
     "delete deployments.apps",
+    "delete cronjobs.batch",
+    "delete scaledobjects.keda.sh",
     "create configmaps",
     "delete configmaps",
     "delete persistentvolumeclaims",

@@ -12,9 +12,11 @@ from typing import Any
 from checking import outcome
 
 FORMAT = "memoria-workloads/1"
-KINDS = "deployments,statefulsets,horizontalpodautoscalers,cronjobs,configmaps,pods"
+KINDS = "deployments,statefulsets,horizontalpodautoscalers,cronjobs,jobs,configmaps,pods"
 # Kubernetes writes it into every namespace by itself.
 NOT_OURS = ("kube-root-ca.crt",)
+# On every Job that the operator made.
+OPERATORS = "memoria.arca.run/release"
 
 
 def main() -> int:
@@ -56,7 +58,7 @@ def capture(kubectl: str, namespace: str) -> dict[str, Any]:
     if done.returncode != 0:
         raise outcome.CannotAsk(f"kubectl: {done.stderr.strip()}")
     items = json.loads(done.stdout)["items"]
-    state: dict[str, Any] = {"format": FORMAT, "workloads": {}, "autoscalers": {}, "cronJobs": {}, "configs": {}}
+    state: dict[str, Any] = {"format": FORMAT, "workloads": {}, "autoscalers": {}, "cronJobs": {}, "jobs": {}, "configs": {}}
     pods = [item for item in items if item["kind"] == "Pod"]
     for item in items:
         name = item["metadata"]["name"]
@@ -67,6 +69,9 @@ def capture(kubectl: str, namespace: str) -> dict[str, Any]:
                 state["autoscalers"][name] = {key: value for key, value in item["spec"].items() if key != "metrics"}
             case "CronJob":
                 state["cronJobs"][name] = {"suspend": item["spec"].get("suspend", False)}
+            # Jobs that a CronJob or the operator made come and go.
+            case "Job" if "ownerReferences" not in item["metadata"] and OPERATORS not in item["metadata"].get("labels", {}):
+                state["jobs"][name] = {"suspend": item["spec"].get("suspend", False), "active": item.get("status", {}).get("active", 0)}
             case "ConfigMap" if name not in NOT_OURS:
                 state["configs"][name] = _config(item)
     return state
@@ -114,7 +119,7 @@ def differences(before: dict, after: dict, images: dict[str, str], changed: list
         found += _workload_differences(name, left, right, images)
     unknown = [entry for entry in images if not any(entry == f"{name}/{container}" for name, one in after["workloads"].items() for container in one["images"])]
     found += [f"image {entry}: there is no such container" for entry in unknown]
-    for kind in ("autoscalers", "cronJobs"):
+    for kind in ("autoscalers", "cronJobs", "jobs"):
         for name in sorted({*before[kind], *after[kind]}):
             if before[kind].get(name) != after[kind].get(name):
                 found.append(f"{kind} {name}: is {after[kind].get(name)}, expected {before[kind].get(name)}")

@@ -10,6 +10,7 @@ mod failures;
 mod good;
 mod holds;
 mod killed;
+mod kinds;
 mod rollback;
 mod silence;
 mod site;

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use kube::{Api, api::DeleteParams};
 use memoria_operator::api::{
     GoDuration, MemoriaRelease,
-    release::{MigrationMode, WorkloadKind, WorkloadRef},
+    release::{MigrationMode, WorkerKind, WorkerRef},
 };
 
 use crate::{
@@ -44,7 +44,7 @@ const WRONG: &[Wrong] = &[
     Wrong {
         what: "a worker that is not there",
         change: |release| {
-            release.spec.ingestion.workers.push(WorkloadRef { kind: WorkloadKind::StatefulSet, name: "ingest".into() })
+            release.spec.ingestion.workers.push(WorkerRef { kind: WorkerKind::StatefulSet, name: "ingest".into() })
         },
         reason: "InvalidSpec",
         words: &["ingest"],

@@ -11,7 +11,7 @@ use memoria_operator::{
         Adopted, adopt,
         adopt::{Claim, Tool},
     },
-    upgrade::Action,
+    upgrade::{Action, Prior},
 };
 use serde_json::{Value, json};
 
@@ -92,7 +92,10 @@ async fn another_releases_workload_is_refused_by_name() {
     let second: memoria_operator::api::MemoriaRelease =
         world.create(serde_json::to_value(release("second")).unwrap()).await;
     let uid = world.precondition(&server_ref()).await.uid;
-    world.act_for(&second, Action::Mark { workload: server_ref(), uid, prior_replicas: 2 }).await.unwrap();
+    world
+        .act_for(&second, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2) })
+        .await
+        .unwrap();
     let found = adopted(&world).await;
     assert_eq!(found.targets[0].workload.claim, Claim::Other { release: "second".to_owned() });
     assert!(message(&found, "target-server").contains("release second"));

@@ -5,19 +5,19 @@ use kube::{ResourceExt, api::DeleteParams};
 use memoria_operator::{
     api::{MemoriaRelease, upgrade::Category},
     cluster::Kind,
-    upgrade::Action,
+    upgrade::{Action, Prior},
 };
 
 use crate::world::{World, release, server_ref, worker_ref};
 
 async fn mark(world: &World, release: &MemoriaRelease) -> Result<(), memoria_operator::cluster::ClusterError> {
     let uid = world.precondition(&server_ref()).await.uid;
-    world.act_for(release, Action::Mark { workload: server_ref(), uid, prior_replicas: 2 }).await
+    world.act_for(release, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2) }).await
 }
 
 async fn unmark(world: &World, release: &MemoriaRelease) {
     let uid = world.precondition(&server_ref()).await.uid;
-    world.act_for(release, Action::Unmark { workload: server_ref(), uid }).await.unwrap();
+    world.act_for(release, Action::Unmark { workload: server_ref().into(), uid }).await.unwrap();
 }
 
 async fn second_release(world: &World) -> MemoriaRelease {
@@ -78,8 +78,11 @@ async fn the_mark_of_a_release_that_is_gone_is_inherited_unless_an_attempt_was_o
 async fn another_workload_of_the_same_name_is_not_marked() {
     let world = World::new("claims-uid").await;
     for workload in [server_ref(), worker_ref()] {
-        let action =
-            Action::Mark { workload, uid: "00000000-0000-0000-0000-000000000000".to_owned(), prior_replicas: 1 };
+        let action = Action::Mark {
+            workload: workload.into(),
+            uid: "00000000-0000-0000-0000-000000000000".to_owned(),
+            prior: Prior::Replicas(1),
+        };
         assert_eq!(world.act(action).await.unwrap_err().kind, Kind::Stale);
     }
     assert_eq!(world.observe().await.targets["server"].owner, None);
@@ -90,7 +93,7 @@ async fn a_workload_that_was_deleted_is_not_made_anew_by_a_mark() {
     let world = World::new("claims-deleted").await;
     let uid = world.precondition(&server_ref()).await.uid;
     world.api::<Deployment>().delete("memoria", &DeleteParams::background()).await.unwrap();
-    world.act(Action::Mark { workload: server_ref(), uid, prior_replicas: 2 }).await.unwrap_err();
+    world.act(Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2) }).await.unwrap_err();
     assert!(world.api::<Deployment>().get_opt("memoria").await.unwrap().is_none());
     assert!(world.observe().await.targets.is_empty());
 }

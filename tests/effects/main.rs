@@ -9,7 +9,9 @@ mod claims;
 mod data;
 mod dry_runs;
 mod events;
+mod findings;
 mod jobs;
+mod kinds;
 mod leases;
 mod observations;
 #[path = "../apiserver/server.rs"]

@@ -31,10 +31,19 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete]
-# The steps of an attempt. Patch sets the lifetime of finished ones.
+# The steps of an attempt, and workers that are Jobs. Patch sets the lifetime of finished steps, and suspends and resumes
+# workers.
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
+# Workers that are CronJobs: marked, suspended and resumed.
+- apiGroups: [batch]
+  resources: [cronjobs]
+  verbs: [get, list, watch, patch]
+# Workers that are scaled by KEDA, where it is installed: marked, paused and resumed.
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, list, watch, patch]
 # The maintenance flag. A ConfigMap is only ever changed, never made.
 - apiGroups: [""]
   resources: [configmaps]

@@ -3,6 +3,7 @@
 
 mod check;
 mod status;
+mod worker;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::{check::*, status::*};
+pub use self::{check::*, status::*, worker::*};
 use super::{GoDuration, schema};
 
 /// What a person wants of one Memoria installation.
@@ -249,10 +250,12 @@ pub struct KeyRef {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ingestion {
-    /// Workloads that are scaled to zero before the snapshot and come back last. Default: none.
+    /// What is stopped before the snapshot and comes back last, exactly as it was. Deployments and StatefulSets are
+    /// scaled to zero, CronJobs and Jobs suspended, KEDA's ScaledObjects paused at zero. Default: none.
+    /// Example: `[{kind: Deployment, name: memoria-worker}, {kind: CronJob, name: memoria-consolidate}]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["kind", "name"]))]
-    pub workers: Vec<WorkloadRef>,
+    pub workers: Vec<WorkerRef>,
     /// A key that Memoria's parts read as "maintenance is on". Default: there is no such flag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_flag: Option<MaintenanceFlag>,

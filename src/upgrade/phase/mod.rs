@@ -5,6 +5,7 @@ mod image_bump;
 mod import_snapshot;
 mod ingestion_reenable;
 mod leave;
+mod member;
 mod migrate;
 mod quiesce;
 mod restore_image;
@@ -17,15 +18,17 @@ mod verification;
 
 use jiff::Timestamp;
 
+pub use self::member::{
+    Member, mark, pod_failure, remember_autoscaled, scale_back, to_prior, to_zero, unmark, wait_only,
+};
 use super::{
-    Action, Observed, Precondition, hold,
-    seen::{Blame, JobState, PodSeen, Trouble, Workload},
+    Action, Observed, hold,
+    seen::{JobState, Trouble},
 };
 use crate::{
     api::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-        release::WorkloadRef,
-        upgrade::{Category, PhaseRecord, PlannedTarget},
+        upgrade::{Category, PhaseRecord},
     },
     job::protocol::{Facts, JobInput, JobReport},
 };
@@ -143,74 +146,7 @@ impl Step {
     }
 }
 
-/// One workload of the plan beside what is seen of it.
-pub struct Member<'a> {
-    pub reference: &'a WorkloadRef,
-    pub uid: &'a str,
-    /// The count to come back to.
-    pub replicas: i32,
-    pub seen: &'a Workload,
-}
-
-impl Member<'_> {
-    pub fn precondition(&self) -> Precondition {
-        Precondition { uid: self.uid.to_owned(), resource_version: self.seen.resource_version.clone() }
-    }
-
-    pub fn scale(&self, replicas: i32) -> Action {
-        Action::Scale { workload: self.reference.clone(), precondition: self.precondition(), replicas }
-    }
-}
-
 impl<'a> Context<'a> {
-    /// Targets that come back at Start.
-    pub fn servers(&self) -> Result<Vec<Member<'a>>, Step> {
-        self.plan.targets.iter().filter(|t| !t.worker).map(|t| self.target(t)).collect()
-    }
-
-    /// All that comes back at IngestionReenable: workers, and targets that are workers too.
-    pub fn workers(&self) -> Result<Vec<Member<'a>>, Step> {
-        let targets = self.plan.targets.iter().filter(|t| t.worker).map(|t| self.target(t));
-        let workers = self.plan.workers.iter().map(|w| {
-            let seen = self.seen.workers.get(&w.workload).filter(|seen| seen.uid == w.uid);
-            seen.map(|seen| Member { reference: &w.workload, uid: &w.uid, replicas: w.replicas, seen })
-                .ok_or_else(|| replaced(&w.workload))
-        });
-        targets.chain(workers).collect()
-    }
-
-    /// Everything that can write.
-    pub fn writers(&self) -> Result<Vec<Member<'a>>, Step> {
-        let mut all = self.workers()?;
-        all.extend(self.servers()?);
-        Ok(all)
-    }
-
-    pub fn target(&self, planned: &'a PlannedTarget) -> Result<Member<'a>, Step> {
-        let seen = self.seen.targets.get(&planned.name).filter(|seen| seen.uid == planned.uid);
-        seen.map(|seen| Member { reference: &planned.workload, uid: &planned.uid, replicas: planned.replicas, seen })
-            .ok_or_else(|| replaced(&planned.workload))
-    }
-
-    /// A failure when a writer came back although it must be gone: the proof that nothing writes is void.
-    pub fn breach(&self) -> Result<(), Step> {
-        for writer in self.writers()? {
-            if !writer.seen.is_gone() {
-                let pod = writer.seen.pods.first().map(|pod| format!(", pod {}", pod.name)).unwrap_or_default();
-                return Err(Step::fail(
-                    Category::Conflict,
-                    "WriterCameBack",
-                    format!(
-                        "{} runs again (replicas {}{pod}) although the attempt keeps it at zero; something else scales \
-                         it: pause that for the upgrade",
-                        writer.reference, writer.seen.replicas
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Brings one Job from absent to its report.
     pub fn job(&self, step: &str, input: JobInput) -> Result<&'a JobReport, Step> {
         let name = format!("{}-{step}", self.attempt);
@@ -284,110 +220,6 @@ impl<'a> Context<'a> {
     pub fn logs(&self, job: &str) -> String {
         format!("kubectl -n {} logs job/{job} --all-containers", self.namespace)
     }
-}
-
-fn replaced(workload: &WorkloadRef) -> Step {
-    Step::fail(
-        Category::Conflict,
-        "WorkloadReplaced",
-        format!(
-            "{workload} is not the object that was planned: it was deleted or made anew; \
-             bring it back as it was, then start again"
-        ),
-    )
-}
-
-/// Scales to zero what is not there yet, then waits until its pods are gone. `Ok` when all are.
-pub fn to_zero(members: &[Member<'_>]) -> Result<(), Step> {
-    let scale: Vec<_> = members.iter().filter(|m| m.seen.replicas != 0).map(|m| m.scale(0)).collect();
-    if !scale.is_empty() {
-        let names: Vec<_> = members.iter().map(|m| m.reference.to_string()).collect();
-        return Err(Step::act(scale, format!("scaling {} to zero", names.join(", "))));
-    }
-    let left: Vec<_> = members.iter().filter(|m| !m.seen.is_gone()).map(|m| m.reference.to_string()).collect();
-    if left.is_empty() { Ok(()) } else { Err(Step::wait(format!("the pods of {} end", left.join(", ")))) }
-}
-
-/// Scales back to the prior counts, without waiting for pods. `Ok` when all are asked for.
-pub fn scale_back(members: &[Member<'_>]) -> Result<(), Step> {
-    let scale: Vec<_> = members.iter().filter(|m| m.seen.replicas != m.replicas).map(|m| m.scale(m.replicas)).collect();
-    if scale.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = members.iter().map(|m| format!("{} to {}", m.reference, m.replicas)).collect();
-    Err(Step::act(scale, format!("scaling {}", names.join(", "))))
-}
-
-/// Scales back to the prior counts, then waits for the rollouts. `Ok` when all are ready.
-pub fn to_prior(members: &[Member<'_>]) -> Result<(), Step> {
-    scale_back(members)?;
-    let Some(member) = members.iter().find(|m| !m.seen.is_rolled_out(m.replicas)) else { return Ok(()) };
-    match lasting_trouble(&member.seen.pods) {
-        Some((pod, trouble)) => Err(pod_failure(&format!("pod {} of {}", pod.name, member.reference), trouble)),
-        None => Err(Step::wait(format!("{} comes to {} ready pods", member.reference, member.replicas))),
-    }
-}
-
-/// Where a pod that cannot start is waited for: there is nothing further to turn back to.
-pub fn wait_only(part: Result<(), Step>) -> Result<(), Step> {
-    part.map_err(|step| match step {
-        Step::Fail { message, .. } => Step::wait(message),
-        other => other,
-    })
-}
-
-fn lasting_trouble(pods: &[PodSeen]) -> Option<(&PodSeen, &Trouble)> {
-    pods.iter()
-        .filter(|pod| !pod.deleting)
-        .filter_map(|pod| pod.trouble.as_ref().map(|trouble| (pod, trouble)))
-        .find(|(_, trouble)| trouble.is_lasting().is_some())
-}
-
-/// A pod that cannot run, as a failure.
-pub fn pod_failure(what: &str, trouble: &Trouble) -> Step {
-    let category = match trouble.is_lasting() {
-        Some(Blame::Image) => Category::Candidate,
-        _ => Category::Environment,
-    };
-    Step::fail(category, "PodCannotRun", format!("{what} does not run: {}: {}", trouble.reason, trouble.message))
-}
-
-/// Marks what does not bear this attempt's mark yet. `Ok` when all do.
-pub fn mark(attempt: &str, members: &[Member<'_>]) -> Result<(), Step> {
-    let mut actions = Vec::new();
-    for member in members {
-        match member.seen.attempt.as_deref() {
-            Some(mark) if mark == attempt => {}
-            Some(other) => {
-                return Err(Step::fail(
-                    Category::Conflict,
-                    "MarkedByAnotherAttempt",
-                    format!(
-                        "{} bears the mark of attempt {other}, whose journal is not this one; if {other} is gone for \
-                         good, check its data, then remove the annotation {}",
-                        member.reference,
-                        crate::api::marks::ATTEMPT_ANNOTATION
-                    ),
-                ));
-            }
-            None => actions.push(Action::Mark {
-                workload: member.reference.clone(),
-                uid: member.uid.to_owned(),
-                prior_replicas: member.replicas,
-            }),
-        }
-    }
-    if actions.is_empty() { Ok(()) } else { Err(Step::act(actions, "marking targets and workers")) }
-}
-
-/// Takes the attempt's marks away. `Ok` when none is left.
-pub fn unmark(members: &[Member<'_>]) -> Result<(), Step> {
-    let actions: Vec<_> = members
-        .iter()
-        .filter(|m| m.seen.attempt.is_some())
-        .map(|m| Action::Unmark { workload: m.reference.clone(), uid: m.uid.to_owned() })
-        .collect();
-    if actions.is_empty() { Ok(()) } else { Err(Step::act(actions, "removing the attempt's marks")) }
 }
 
 /// Lets Kubernetes clean up the attempt's finished Jobs. `Ok` when all are armed.

@@ -62,8 +62,7 @@ fn step(cx: &Context<'_>) -> Step {
     let mut order: Vec<_> = cx.plan.targets.iter().filter(|target| !target.worker).collect();
     order.sort_by_key(|target| target.role != Role::Server);
     for planned in order {
-        let target = take!(cx.target(planned));
-        chain!(to_prior(&[target]));
+        chain!(to_prior(&take!(cx.with_scalers(planned))));
         let target = take!(cx.target(planned));
         let digest = planned.from_digest.rsplit_once('@').map_or(planned.from_digest.as_str(), |(_, digest)| digest);
         let other = target.seen.pods.iter().find(|pod| pod.image_id.as_ref().is_some_and(|id| !id.contains(digest)));

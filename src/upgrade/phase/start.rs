@@ -38,10 +38,12 @@ fn step(cx: &Context<'_>) -> Step {
     for target in order {
         chain!(candidate(cx, target));
         chain!(baseline(cx));
-        chain!(to_prior(&[take!(cx.target(target))]));
+        chain!(to_prior(&take!(cx.with_scalers(target))));
     }
     // Also where workers alone come back after this.
     chain!(baseline(cx));
+    // What had no replicas, but is scaled by something that was paused.
+    chain!(to_prior(&take!(cx.servers())));
     let message = "every candidate was ready, and every server is back at its count";
     Step::Done(Box::new(Done { message: message.to_owned(), facts: checked(cx) }))
 }

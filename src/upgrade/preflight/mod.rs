@@ -248,10 +248,11 @@ impl<'a> Run<'a> {
         // Inspect alone mounts all; who comes after it mounts what it has found.
         let looking = context.clone();
         let context = JobContext { data: Vec::new(), nodes: None, ..context };
+        checks.extend(self.question.adopted.findings.iter().cloned());
         let own = &self.question.release.spec;
         checks.extend(stages::expressions(&own.checks));
         let server = own.targets.iter().find(|target| target.role == Role::Server);
-        let works = server.is_some_and(|server| own.ingestion.workers.contains(&server.workload_ref));
+        let works = server.is_some_and(|server| own.ingestion.workers.iter().any(|worker| worker.is(&server.workload_ref)));
         checks.extend(stages::candidates(&own.checks, &self.wanted, works));
         let mut missing = Vec::new();
         let mut waiting = Vec::new();

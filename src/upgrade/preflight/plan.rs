@@ -1,6 +1,6 @@
 //! The plan: everything an attempt will do, rendered once and pinned.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display};
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt as _;
@@ -15,12 +15,15 @@ use crate::{
             MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget, PlannedWorker,
         },
     },
-    cluster::candidate::{Candidate, manifest as candidate},
+    cluster::{
+        adopt::AdoptedWorkload,
+        candidate::{Candidate, manifest as candidate},
+    },
     job::manifest::{self, CheckStep, JobContext, Ordered, RenderError, in_words},
     job::protocol::{Facts, JobReport},
     upgrade::{
         phase::{RESTORE, RESTORE_ACCEPTED},
-        seen::JobState,
+        seen::{JobState, Switch},
     },
 };
 
@@ -70,7 +73,7 @@ pub(super) fn make(
         targets.push(PlannedTarget {
             name: wanted.name.to_owned(),
             role: wanted.role,
-            worker: spec.ingestion.workers.contains(&workload),
+            worker: spec.ingestion.workers.iter().any(|worker| worker.is(&workload)),
             uid: wanted.found.workload.seen.uid.clone(),
             container: wanted.found.container.clone(),
             from_image: wanted.from.to_string(),
@@ -90,20 +93,13 @@ pub(super) fn make(
             .map_err(|error| PlanError::Candidate(wanted.name.to_owned(), error.to_string()))?,
             to_image,
             replicas: wanted.found.workload.seen.replicas,
+            autoscaler: wanted.found.workload.autoscaler.clone(),
             workload,
         });
     }
-    let workers = question
-        .adopted
-        .workers
-        .iter()
-        .filter_map(|worker| {
-            let workload = worker.workload.clone();
-            let also_target = targets.iter().any(|target| target.workload == workload);
-            let (uid, replicas) = (worker.seen.uid.clone(), worker.seen.replicas);
-            (!also_target).then_some(PlannedWorker { workload, uid, replicas })
-        })
-        .collect();
+    let workers = question.adopted.workers.iter();
+    let workers = workers.filter(|worker| !targets.iter().any(|target| worker.workload.is(&target.workload)));
+    let workers = workers.map(planned_worker).collect();
     let migrations = migrations(question)?;
     let server = targets.iter().find(|t| t.role == crate::api::release::Role::Server);
     let server_image = server.map(|server| server.to_image.clone()).unwrap_or_default();
@@ -145,6 +141,23 @@ pub(super) fn make(
     };
     plan.plan_hash = digest_plan(&plan)?;
     Ok(plan)
+}
+
+fn planned_worker(worker: &AdoptedWorkload) -> PlannedWorker {
+    let (replicas, suspend, paused_replicas) = match &worker.seen.switch {
+        Switch::Replicas => (worker.seen.replicas, None, None),
+        Switch::Suspend { suspended, .. } => (0, Some(*suspended), None),
+        Switch::Paused { replicas } => (0, None, replicas.clone()),
+    };
+    PlannedWorker {
+        workload: worker.workload.clone(),
+        uid: worker.seen.uid.clone(),
+        replicas,
+        autoscaler: worker.autoscaler.clone(),
+        suspend,
+        paused_replicas,
+        scales: worker.scales.clone(),
+    }
 }
 
 /// SHA-256 over the plan as JSON with an empty hash, in hex.
@@ -247,13 +260,8 @@ pub(super) fn summary(
     if spec.snapshot.storage.is_none() {
         inferred.push(format!("snapshot.storage: claim {}", plan.storage.claim_name));
     }
-    let stops = plan
-        .targets
-        .iter()
-        .map(|t| (&t.workload, t.replicas))
-        .chain(plan.workers.iter().map(|w| (&w.workload, w.replicas)))
-        .map(|(workload, replicas)| format!("{workload} (runs {replicas})"))
-        .collect();
+    let targets = plan.targets.iter().map(|t| runs(&t.workload, t.replicas, t.autoscaler.as_ref()));
+    let stops = targets.chain(plan.workers.iter().map(stops)).collect();
     PlanSummary {
         hash: plan.plan_hash.get(..12).unwrap_or_default().to_owned(),
         from: plan.from.clone(),
@@ -314,4 +322,27 @@ fn database_inferred(found: &Inspected, wanted: &[Wanted<'_>], question: &Questi
         inferred.push(format!("jobs run as: {}", who.join(", ")));
     }
     inferred
+}
+
+fn runs(workload: &dyn Display, replicas: i32, autoscaler: Option<&String>) -> String {
+    match autoscaler {
+        Some(hpa) => format!(
+            "{workload} (runs {replicas}, set by horizontalpodautoscaler/{hpa}, which rests while it is at zero; it comes \
+             back to its count at Quiesce)"
+        ),
+        None => format!("{workload} (runs {replicas})"),
+    }
+}
+
+fn stops(worker: &PlannedWorker) -> String {
+    let name = &worker.workload;
+    match (&worker.suspend, &worker.scales) {
+        (Some(true), _) => format!("{name} (is suspended, and stays so)"),
+        (Some(false), _) => format!("{name} (is suspended meanwhile)"),
+        (None, Some(scaled)) => match &worker.paused_replicas {
+            Some(count) => format!("{name} (pauses {scaled} at {count}; at 0 meanwhile)"),
+            None => format!("{name} (scales {scaled}; paused at 0 meanwhile)"),
+        },
+        (None, None) => runs(name, worker.replicas, worker.autoscaler.as_ref()),
+    }
 }

@@ -19,7 +19,7 @@ use crate::{
         marks,
         release::{
             CheckResult, Current, CurrentImage, MemoriaReleaseStatus, PreFlightStatus, RejectedImages, Role, Verdict,
-            WorkloadKind, WorkloadRef,
+            WorkerKind, WorkerRef,
         },
         upgrade::{Category, DatabaseIdentity, Engine},
     },
@@ -44,7 +44,7 @@ fn found(name: &str, container: &str, image: &str) -> AdoptedWorkload {
     }))
     .unwrap();
     AdoptedWorkload {
-        workload: WorkloadRef { kind: WorkloadKind::Deployment, name: name.into() },
+        workload: WorkerRef { kind: WorkerKind::Deployment, name: name.into() },
         seen: Workload {
             uid: format!("uid-{name}"),
             replicas: 2,
@@ -63,6 +63,8 @@ fn found(name: &str, container: &str, image: &str) -> AdoptedWorkload {
         replica_managers: Vec::new(),
         kept_by: Vec::new(),
         autoscaler: None,
+        scales: None,
+        meta: Default::default(),
     }
 }
 

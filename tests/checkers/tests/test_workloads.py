@@ -15,6 +15,7 @@ STATE = {
     },
     "autoscalers": {"server": {"minReplicas": 1, "maxReplicas": 4}},
     "cronJobs": {"clean": {"suspend": False}},
+    "jobs": {"backfill": {"suspend": False, "active": 1}},
     "configs": {"flags": {"maintenance": "false"}, "config": {"config.yaml": "a"}},
 }  # fmt: skip
 
@@ -52,6 +53,7 @@ class Workloads(unittest.TestCase):
             "config config: missing": changed(configs={"flags": {"maintenance": "false"}}),
             "config more: not expected": changed(configs=STATE["configs"] | {"more": {}}),
             "cronJobs clean": changed(cronJobs={"clean": {"suspend": True}}),
+            "jobs backfill": changed(jobs={"backfill": {"suspend": True, "active": 0}}),
             "autoscalers server": changed(autoscalers={"server": {"minReplicas": 1, "maxReplicas": 1}}),
         }.items():
             with self.subTest(line):

@@ -1,0 +1,141 @@
+//! Workers of several kinds beside the usual Deployment: a StatefulSet, a CronJob with a Job that is under way, and a Job.
+//! KEDA's ScaledObject is tested against the API server only: without KEDA nobody would scale what it names.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    batch::v1::{CronJob, Job},
+};
+use kube::{ResourceExt as _, api::PostParams};
+use memoria_operator::api::{
+    marks,
+    release::{WorkerKind, WorkerRef},
+    upgrade::Outcome as Ended,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    Outcome,
+    checkers::Captured,
+    good::is_upgraded,
+    site::{Options, SOON, Site, TO, UPGRADED, ready, standing, with_site},
+};
+
+/// How long the Job that is under way still takes once the upgrade begins.
+const UNDER_WAY_SECONDS: u32 = 150;
+
+#[tokio::test]
+async fn workers_of_every_kind_stop_for_an_upgrade_and_come_back_as_they_were() -> Outcome {
+    with_site("kinds", Options::default(), async |site| {
+        install(site).await?;
+        let mut release = site.new_release()?;
+        for (kind, name) in
+            [(WorkerKind::StatefulSet, "ingest"), (WorkerKind::CronJob, "nightly"), (WorkerKind::Job, "backfill")]
+        {
+            release.spec.ingestion.workers.push(WorkerRef { kind, name: name.to_owned() });
+        }
+        site.create(&release).await?;
+        site.until("adopted", SOON, |release| ready(release).then_some(())).await?;
+        all_run(site).await?;
+        let before = Captured::now(site).await?;
+        let under_way = run_nightly(site).await?;
+        site.set_version(TO).await?;
+
+        site.until("the snapshot", UPGRADED, |release| (standing(release).0 == "SnapshotExport").then_some(())).await?;
+        all_are_stopped(site, &under_way).await?;
+
+        let release = site.until_ended(Ended::Succeeded).await?;
+        all_run(site).await?;
+        no_mark_is_left(site).await?;
+        is_upgraded(site, &release, &before).await
+    })
+    .await
+}
+
+/// What the worker's own pods are, with a command that only waits.
+async fn template(site: &Site, restart: &str, seconds: u32) -> Result<Value> {
+    let worker = site.deployment("memoria-worker").await?;
+    let template = worker.spec.context("a spec")?.template;
+    let mut template = serde_json::to_value(template)?;
+    template["metadata"]["labels"] = json!({"app": "kinds"});
+    template["spec"]["restartPolicy"] = json!(restart);
+    template["spec"]["terminationGracePeriodSeconds"] = json!(2);
+    let wait = format!("import time; time.sleep({seconds})");
+    template["spec"]["containers"][0]["command"] = json!(["python", "-c", wait]);
+    Ok(template)
+}
+
+async fn install(site: &Site) -> Outcome {
+    let mut pods = template(site, "Always", 86_400).await?;
+    pods["metadata"]["labels"] = json!({"app": "ingest"});
+    let set: StatefulSet = serde_json::from_value(json!({"metadata": {"name": "ingest"}, "spec": {
+        "serviceName": "ingest", "replicas": 2, "podManagementPolicy": "Parallel",
+        "selector": {"matchLabels": {"app": "ingest"}}, "template": pods}}))?;
+    site.api().create(&PostParams::default(), &set).await?;
+    // Never due while the test runs.
+    let cron: CronJob = serde_json::from_value(json!({"metadata": {"name": "nightly"}, "spec": {
+        "schedule": "0 0 29 2 *", "jobTemplate": {"spec": {
+            "backoffLimit": 0, "template": template(site, "Never", UNDER_WAY_SECONDS).await?}}}}))?;
+    site.api().create(&PostParams::default(), &cron).await?;
+    let job: Job = serde_json::from_value(json!({"metadata": {"name": "backfill"}, "spec": {
+        "template": template(site, "Never", 86_400).await?}}))?;
+    site.api().create(&PostParams::default(), &job).await?;
+    Ok(())
+}
+
+/// A run of the CronJob, as `kubectl create job --from` makes it.
+async fn run_nightly(site: &Site) -> Result<String> {
+    let cron: CronJob = site.api().get("nightly").await?;
+    let owner = json!([{"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": cron.uid(), "controller": true}]);
+    let job: Job = serde_json::from_value(json!({
+        "metadata": {"name": "nightly-by-hand", "ownerReferences": owner}, "spec": cron.spec.job_template.spec}))?;
+    site.api().create(&PostParams::default(), &job).await?;
+    Ok(job.name_any())
+}
+
+/// Everything that was installed has its pods.
+async fn all_run(site: &Site) -> Outcome {
+    for _ in 0..SOON.as_secs() {
+        let set: StatefulSet = site.api().get("ingest").await?;
+        let job: Job = site.api().get("backfill").await?;
+        let ready = set.status.and_then(|status| status.ready_replicas) == Some(2);
+        if ready && job.status.and_then(|status| status.ready) == Some(1) {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    anyhow::bail!("not everything runs within {} s", SOON.as_secs())
+}
+
+async fn all_are_stopped(site: &Site, under_way: &str) -> Outcome {
+    let set: StatefulSet = site.api().get("ingest").await?;
+    ensure!(set.spec.and_then(|spec| spec.replicas) == Some(0), "the StatefulSet is not at zero");
+    let cron: CronJob = site.api().get("nightly").await?;
+    ensure!(cron.spec.suspend == Some(true), "the CronJob is not suspended");
+    ensure!(cron.annotations().get(marks::PRIOR_SUSPEND_ANNOTATION).is_some_and(|prior| prior == "false"));
+    let job: Job = site.api().get("backfill").await?;
+    ensure!(job.spec.and_then(|spec| spec.suspend) == Some(true), "the Job is not suspended");
+    let run: Job = site.api().get(under_way).await?;
+    let status = run.status.unwrap_or_default();
+    ensure!(status.succeeded == Some(1), "the CronJob's run was not waited for: {status:?}");
+    let left: Vec<_> = site.pods().await?.into_keys().filter(|pod| is_one_of_ours(pod, under_way)).collect();
+    ensure!(left.is_empty(), "pods are left: {left:?}");
+    Ok(())
+}
+
+/// The run's own pod stays listed after its end.
+fn is_one_of_ours(pod: &str, under_way: &str) -> bool {
+    ["ingest-", "backfill-", "nightly-"].iter().any(|start| pod.starts_with(start)) && !pod.starts_with(under_way)
+}
+
+async fn no_mark_is_left(site: &Site) -> Outcome {
+    let (set, cron, job): (StatefulSet, CronJob, Job) =
+        (site.api().get("ingest").await?, site.api().get("nightly").await?, site.api().get("backfill").await?);
+    for annotations in [set.annotations(), cron.annotations(), job.annotations()] {
+        for mark in [marks::ATTEMPT_ANNOTATION, marks::PRIOR_REPLICAS_ANNOTATION, marks::PRIOR_SUSPEND_ANNOTATION] {
+            ensure!(!annotations.contains_key(mark), "{mark} is left");
+        }
+        ensure!(annotations.contains_key(marks::OWNER_ANNOTATION), "the owner is not marked");
+    }
+    Ok(())
+}
