@@ -327,10 +327,7 @@ mod tests {
         assert_eq!(found(WorkerKind::StatefulSet, data), "data-memoria-0");
         let lent = json!({"name": "lent", "mountPath": "/lent"});
         assert_eq!(found(WorkerKind::Deployment, lent), "lent read-only");
-        assert_eq!(
-            found(WorkerKind::Deployment, json!({"name": "tmp", "mountPath": "/x"})),
-            "emptyDir volume \"tmp\""
-        );
+        assert_eq!(found(WorkerKind::Deployment, json!({"name": "tmp", "mountPath": "/x"})), "emptyDir volume \"tmp\"");
     }
 
     #[test]

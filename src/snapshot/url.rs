@@ -404,8 +404,8 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_refused_by_name_and_without_the_password() {
         for (text, part) in [
-            ("sqlite:////data/memoria.db", "later release"),
-            ("sqlite+aiosqlite:///x", "later release"),
+            ("sqlite:////data/memoria.db", "SQLite file"),
+            ("sqlite+aiosqlite:///x", "SQLite"),
             ("mysql+pymysql://u:topsecret@h/d", "mysql+pymysql"),
             ("postgresql+asyncpg://u:topsecret@h/d", "postgresql+asyncpg"),
             ("postgres://u:topsecret@h/d", "postgresql://"),

@@ -101,7 +101,7 @@ fn a_failure_before_the_image_moved_brings_every_kind_back() {
 #[test]
 fn jobs_of_a_cron_job_are_waited_for_and_named_when_the_limit_runs_out() {
     let mut world = kinds();
-    world.workload(&nightly()).unfinished = vec!["long-1".into()];
+    world.workload(nightly()).unfinished = vec!["long-1".into()];
     world.run();
     assert_eq!(world.journal.outcome, Some(Outcome::Resumed));
     let failure = world.journal.failure.as_ref().unwrap();
@@ -112,7 +112,8 @@ fn jobs_of_a_cron_job_are_waited_for_and_named_when_the_limit_runs_out() {
 
 #[test]
 fn a_worker_of_any_kind_that_comes_back_voids_the_snapshot() {
-    let wake: [(WorkerRef, fn(&mut Workload)); 3] = [
+    type Wake = fn(&mut Workload);
+    let wake: [(WorkerRef, Wake); 3] = [
         (nightly(), |seen| seen.unfinished = vec!["long-by-hand".into()]),
         (backfill(), |seen| seen.switch = Switch::Suspend { suspended: false, finished: false }),
         (queue(), |seen| seen.switch = Switch::Paused { replicas: Some("2".into()) }),
@@ -136,9 +137,9 @@ fn a_worker_of_any_kind_that_comes_back_voids_the_snapshot() {
 fn a_job_that_finished_or_is_gone_needs_neither_stopping_nor_starting() {
     for gone in [false, true] {
         let mut world = kinds();
-        world.workload(&backfill()).switch = Switch::Suspend { suspended: false, finished: true };
-        world.workload(&backfill()).pods.clear();
-        world.workload(&backfill()).status_replicas = 0;
+        world.workload(backfill()).switch = Switch::Suspend { suspended: false, finished: true };
+        world.workload(backfill()).pods.clear();
+        world.workload(backfill()).status_replicas = 0;
         if gone {
             world.seen.workers.remove(&backfill());
         }
@@ -151,13 +152,13 @@ fn a_job_that_finished_or_is_gone_needs_neither_stopping_nor_starting() {
 #[test]
 fn what_an_autoscaler_sets_comes_back_to_its_count_at_quiesce_and_may_change_after() {
     let mut world = kinds();
-    world.workload(&workload_ref("server")).replicas = 7;
-    world.workload(&workload_ref("ingest")).replicas = 9;
+    world.workload(workload_ref("server")).replicas = 7;
+    world.workload(workload_ref("ingest")).replicas = 9;
     // It acts once more as soon as its workload is back.
     while !world.acts.contains(&"scale deployment/server 7".to_owned()) {
         assert!(world.turn(None) || world.journal.outcome.is_none(), "{:?}", world.journal.failure);
     }
-    world.workload(&workload_ref("server")).replicas = 5;
+    world.workload(workload_ref("server")).replicas = 5;
     world.run();
     assert_eq!(world.journal.outcome, Some(Outcome::Succeeded), "{:?}", world.journal.failure);
     assert_eq!(world.seen.targets["server"].replicas, 5, "the autoscaler is not fought");
@@ -192,8 +193,8 @@ fn a_pod_that_hangs_is_named_with_its_node_and_the_command_and_never_forced() {
         world.turn(None);
     }
     let stuck = |world: &mut World| {
-        *world.workload(&workload_ref("ingest")) =
-            Workload { pods: vec![pod.clone()], ..world.workload(&workload_ref("ingest")).clone() };
+        *world.workload(workload_ref("ingest")) =
+            Workload { pods: vec![pod.clone()], ..world.workload(workload_ref("ingest")).clone() };
         world.decide()
     };
     let decision = stuck(&mut world);

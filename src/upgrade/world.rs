@@ -349,12 +349,12 @@ impl World {
         let zeroed = self.seen.jobs.contains_key("snapshot");
         if self.fault(|f| *f == Fault::ScaledUpByOther) && zeroed {
             self.faults.retain(|f| *f != Fault::ScaledUpByOther);
-            let server = self.workload(&workload_ref("server"));
+            let server = self.workload(workload_ref("server"));
             server.replicas = 1;
             server.generation += 1;
         }
         if self.fault(|f| *f == Fault::ImageFlipped) && self.acts.iter().any(|act| act.ends_with(OLD)) {
-            let server = self.workload(&workload_ref("server"));
+            let server = self.workload(workload_ref("server"));
             if server.image == OLD {
                 server.image = NEW.into();
                 server.generation += 1;

@@ -252,7 +252,8 @@ impl<'a> Run<'a> {
         let own = &self.question.release.spec;
         checks.extend(stages::expressions(&own.checks));
         let server = own.targets.iter().find(|target| target.role == Role::Server);
-        let works = server.is_some_and(|server| own.ingestion.workers.iter().any(|worker| worker.is(&server.workload_ref)));
+        let works =
+            server.is_some_and(|server| own.ingestion.workers.iter().any(|worker| worker.is(&server.workload_ref)));
         checks.extend(stages::candidates(&own.checks, &self.wanted, works));
         let mut missing = Vec::new();
         let mut waiting = Vec::new();
