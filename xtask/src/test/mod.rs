@@ -19,6 +19,9 @@ pub struct Args {
     /// Only these tiers
     #[arg(long, value_delimiter = ',')]
     tier: Vec<Tier>,
+    /// Also what takes longer than CI has time for
+    #[arg(long)]
+    all: bool,
 }
 
 /// From cheap to dear; they run in this order.
@@ -47,11 +50,11 @@ impl Tier {
         self != Self::Quick
     }
 
-    fn parts(self) -> Vec<Part> {
+    fn parts(self, all: bool) -> Vec<Part> {
         match self {
             Self::Quick => quick::parts(),
             Self::Apiserver => apiserver::parts(),
-            Self::Cluster => cluster_core::parts(),
+            Self::Cluster => cluster_core::parts(all),
         }
     }
 }
@@ -86,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
             continue;
         }
         let _lock = (tier == Tier::Cluster).then(cluster::lock_operator).transpose()?;
-        for part in tier.parts() {
+        for part in tier.parts(args.all) {
             println!("==> {}: {}", tier.name(), part.name);
             let start = Instant::now();
             let result = (part.run)();
