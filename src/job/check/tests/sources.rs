@@ -127,7 +127,7 @@ async fn a_number_that_falls_fast_enough_gets_more_time_and_one_that_does_not_fa
     let begun = std::time::Instant::now();
     let (_, verdict, message) = make(rising).await;
     assert_eq!(verdict, Verdict::Failed);
-    assert!(begun.elapsed() < Duration::from_secs(8), "it waited although the number rises");
+    assert!(begun.elapsed() < Duration::from_secs(25), "it waited although the number rises");
     assert!(message.contains("it does not fall fast enough"), "{message}");
 }
 
