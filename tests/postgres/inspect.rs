@@ -82,7 +82,6 @@ async fn a_url_that_cannot_be_used_is_refused_with_the_reason() {
     let order = order(&cluster).await;
     let port = cluster.port;
     for (url, reason, category, part) in [
-        ("sqlite:////data/memoria.db".to_owned(), "DatabaseUrlInvalid", Category::Environment, "later release"),
         (
             format!("postgresql://app:canary%40@127.0.0.1:{port}/memoria"),
             "DatabaseRefused",

@@ -43,12 +43,12 @@ impl Proxy {
                 for side in [&client, &server] {
                     side.set_nodelay(true).unwrap();
                 }
-                let ((read, mut back), (mut answers, write)) = (client.into_split(), server.into_split());
-                let cut = cut.clone();
+                let ((read, back), (answers, write)) = (client.into_split(), server.into_split());
+                let (cut, silent) = (cut.clone(), AtomicBool::new(false));
                 tokio::spawn(async move {
                     tokio::select! {
-                        _ = tokio::io::copy(&mut answers, &mut back) => {}
-                        () = ask(read, write, &cut, told) => {}
+                        () = answer(answers, back, &silent) => {}
+                        () = ask(read, write, &cut, told, &silent) => {}
                     }
                 });
             }
@@ -57,14 +57,29 @@ impl Proxy {
     }
 }
 
+/// Forwards what the server answers; once it is to be silent, the next answer ends both connections, unheard.
+async fn answer(mut answers: OwnedReadHalf, mut back: OwnedWriteHalf, silent: &AtomicBool) {
+    let mut piece = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = answers.read(&mut piece).await {
+        if silent.load(Ordering::SeqCst) || back.write_all(&piece[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Forwards what the client says; ends when it ends or is cut off.
-async fn ask(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, armed: &AtomicBool, told: bool) {
+async fn ask(mut read: OwnedReadHalf, mut write: OwnedWriteHalf, armed: &AtomicBool, told: bool, silent: &AtomicBool) {
     let mut piece = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = read.read(&mut piece).await {
         let said = &piece[..length];
         let is_commit = said.windows(7).any(|window| window == b"COMMIT\0") && armed.swap(false, Ordering::SeqCst);
+        silent.fetch_or(is_commit, Ordering::SeqCst);
         if (!is_commit || told) && write.write_all(said).await.is_err() {
             return;
+        }
+        if is_commit && told {
+            // A connection that is closed at once could take the COMMIT back before the server reads it.
+            std::future::pending::<()>().await;
         }
         if is_commit {
             return;
