@@ -111,8 +111,8 @@ async fn abort(site: &Site) -> Outcome {
     site.api().create(&Default::default(), &decision).await.context("the decision was refused").map(drop)
 }
 
-/// Every object that a plan must leave alone, as people and controllers wanted it: a kubelet's word on how ready a pod is
-/// may change at any time.
+/// Every object that a plan must leave alone, with its resourceVersion. What has a status that kubelets and controllers
+/// write is compared without both: how ready a pod is may change at any time.
 async fn versions(site: &Site) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     add::<Deployment>(site, &mut all).await?;
@@ -137,8 +137,10 @@ where
 {
     for object in site.list::<K>().await? {
         let mut wanted = serde_json::to_value(&object)?;
+        let observed =
+            wanted.pointer("/status/observedGeneration").is_some() || ["Pod", "Job"].contains(&&*K::kind(&()));
         for part in ["/status", "/metadata/resourceVersion", "/metadata/managedFields"] {
-            if let Some(part) = wanted.pointer_mut(part) {
+            if let Some(part) = wanted.pointer_mut(part).filter(|_| observed) {
                 part.take();
             }
         }
