@@ -69,6 +69,15 @@ fn check_of(url: &str) -> Value {
     json!([{"name": "depth", "stage": "AfterIngestion", "passWhen": "status == 200", "http": {"url": url}}])
 }
 
+/// A check with these fields beside the ones that it must have.
+fn one_check(fields: Value) -> Value {
+    let mut check = json!({"name": "one", "stage": "AfterIngestion", "passWhen": "true"});
+    for (key, value) in fields.as_object().unwrap() {
+        check[key] = value.clone();
+    }
+    json!([check])
+}
+
 fn target(name: &str, workload: &str, container: Option<&str>) -> Value {
     let mut target = json!({"name": name, "role": "Other", "workloadRef": {"kind": "Deployment", "name": workload}});
     if let Some(container) = container {
@@ -236,6 +245,47 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         )
         .await,
         tried(
+            "set exactly one of http, prometheus and sql",
+            release(),
+            &[("spec.checks", one_check(json!({"http": {"url": "http://q/"}, "sql": {"query": "SELECT 1"}})))],
+            &[("spec.checks", one_check(json!({"sql": {"query": "SELECT 1"}})))],
+        )
+        .await,
+        tried(
+            "draining follows a number: give http.valueOf",
+            release(),
+            &[("spec.checks", one_check(json!({"draining": "20m", "http": {"url": "http://q/"}})))],
+            &[(
+                "spec.checks",
+                one_check(json!({"draining": "20m", "http": {"url": "http://q/", "valueOf": "body.n"}})),
+            )],
+        )
+        .await,
+        tried(
+            "the host candidate stands for the candidate pod, which exists at stage BeforeIngestion only",
+            release(),
+            &[("spec.checks", one_check(json!({"http": {"url": "http://candidate:8000/"}})))],
+            &[(
+                "spec.checks",
+                one_check(json!({"stage": "BeforeIngestion", "http": {"url": "http://candidate:8000/"}})),
+            )],
+        )
+        .await,
+        tried(
+            "freshWithin is the greatest age of the data: at least 1s",
+            release(),
+            &[("spec.checks", one_check(json!({"freshWithin": "0s", "http": {"url": "http://q/"}})))],
+            &[("spec.checks", one_check(json!({"freshWithin": "1s", "http": {"url": "http://q/"}})))],
+        )
+        .await,
+        tried(
+            "write a whole URL, e.g. http://prometheus.monitoring:9090",
+            release(),
+            &[("spec.checks", one_check(json!({"prometheus": {"url": "prometheus:9090", "query": "up"}})))],
+            &[("spec.checks", one_check(json!({"prometheus": {"url": "http://prometheus:9090", "query": "up"}})))],
+        )
+        .await,
+        tried(
             "names goes with mode: Named, and only with it",
             release(),
             &[("spec.migrations", json!({"names": ["add_consents"]}))],
@@ -257,7 +307,7 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         )
         .await,
     ]);
-    for part in ["preFlight", "quiesce", "snapshot", "migrate", "rollout", "verification"] {
+    for part in ["preFlight", "quiesce", "snapshot", "migrate", "rollout", "verification", "rollback", "hold"] {
         let message = "a limit below 30s fails every upgrade; write at least 30s";
         let limit = |value: &str| [("spec.timeouts", json!({part: value}))];
         seen.insert(tried(message, release(), &limit("29s"), &limit("1h30s")).await);

@@ -77,7 +77,8 @@ async fn a_stopped_release_shows_in_the_columns_and_in_wait() {
 
     let table = server.kubectl_ok(&["get", "mrel", "-n", "columns", "-o", "wide"]);
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    let heads = ["NAME", "READY", "PHASE", "CURRENT", "TARGET", "INGESTION", "STOPPED", "AGE", "REASON", "MESSAGE"];
+    let heads =
+        ["NAME", "READY", "PHASE", "CURRENT", "TARGET", "INGESTION", "STOPPED", "HELD", "AGE", "REASON", "MESSAGE"];
     assert_eq!(rows[0], heads);
     assert_eq!(rows[1][..6], ["memoria", "Unknown", "Migrate", "0.9.0", "1.0.0", "Stopped"]);
     assert!(["2m", "119s", "2m1s", "2m2s"].iter().any(|age| rows[1][6].starts_with(age)), "{table}");
