@@ -103,8 +103,10 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
 /// Turns true at the first SIGTERM or SIGINT.
 fn stop_signal() -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
+    // Before anything else is done: a signal that comes first must not end the process without its report.
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     tokio::spawn(async move {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        let (Ok(mut term), Ok(mut int)) = signals else {
             return std::future::pending::<()>().await;
         };
         tokio::select! {
