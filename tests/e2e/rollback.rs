@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use memoria_operator::api::{
-    MemoriaUpgradeStatus,
+    MemoriaUpgradeStatus, marks,
     upgrade::{Category, Outcome as Ended, PhaseState},
 };
 use serde_json::json;
@@ -77,7 +77,8 @@ async fn taken_back(site: &Site, version: &str, phase: &str, category: Category)
     let release = site.until("Ready", SOON, |release| ready(release).then(|| release.clone())).await?;
     ensure!(standing(&release).1 == "Adopted", "{:?}", standing(&release));
     // The same images again are refused before anything is touched.
-    site.set_version(version).await?;
+    let again = json!({marks::REQUESTED_AT_ANNOTATION: "once more"});
+    site.patch(json!({"metadata": {"annotations": again}, "spec": {"version": version}})).await?;
     let release =
         site.until("a verdict", UPGRADED, |release| condition(release, "Stalled").map(|_| release.clone())).await?;
     let (_, reason, message) = standing(&release);
