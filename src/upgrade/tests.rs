@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::{
+    Action,
     seen::JobState,
-    world::{Fault, NEW, OLD, World},
+    world::{Fault, NEW, OLD, World, workload_ref},
 };
 use crate::api::upgrade::{Category, Outcome, PhaseState};
 
@@ -272,6 +273,70 @@ fn an_image_that_is_flipped_back_is_rewritten_once_and_then_everything_stops() {
     world.faults.push(Fault::ImageFlipped);
     world.run();
     rollback_failed(&world, "ImageChanged");
+}
+
+#[test]
+fn an_image_that_another_hand_puts_back_takes_the_attempt_back() {
+    for phase in ["Start", "IngestionReenable", "Verification"] {
+        let mut world = World::new();
+        while world.journal.phase.as_deref() != Some(phase) {
+            world.turn(None);
+        }
+        let server = world.workload(workload_ref("server"));
+        server.image = OLD.into();
+        server.generation += 1;
+        world.run();
+        assert_eq!(world.journal.outcome, Some(Outcome::RolledBack), "{phase}");
+        assert_eq!(world.journal.failure.as_ref().unwrap().reason, "ImageChanged", "{phase}");
+        assert!(world.seen.targets.values().all(|target| target.image == OLD));
+        as_before(&world);
+    }
+}
+
+/// Another hand asks for a worker's replica.
+fn intrude(world: &mut World) {
+    let worker = world.workload(workload_ref("ingest"));
+    worker.replicas = 1;
+    worker.generation += 1;
+}
+
+#[test]
+fn the_restore_looks_for_rows_of_a_writer_that_nobody_let_in() {
+    for phase in ["ImageBump", "Migrate", "Start", "RollbackQuiesce", "ImportSnapshot"] {
+        let mut world = World::with(Fault::CandidateCrashes);
+        while world.journal.phase.as_deref() != Some(phase) {
+            world.turn(None);
+        }
+        intrude(&mut world);
+        let mut told = None;
+        for _ in 0..50 {
+            for action in world.decide().actions {
+                if let Action::CreateJob { step, input } = action
+                    && step == "restore"
+                {
+                    told = Some((input.late_writes_possible, input.baseline_sha256));
+                }
+            }
+            world.turn(None);
+        }
+        assert_eq!(told, Some((true, None)), "{phase}");
+    }
+}
+
+#[test]
+fn a_writer_that_meets_the_restored_data_stops_the_way_back_and_the_proof_is_made_anew() {
+    let mut world =
+        World::with(Fault::JobFails { step: "migrate", category: Category::Candidate, reason: "MigrateFailed" });
+    while !world.acts.contains(&"job restore".to_owned()) {
+        world.turn(None);
+    }
+    intrude(&mut world);
+    world.run();
+    rollback_failed(&world, "WriterCameBack");
+    world.seen.orders.rollback = Some("again".into());
+    world.run();
+    rolled_back(&world);
+    assert_eq!(world.acts.iter().filter(|act| *act == "job restore").count(), 2);
 }
 
 #[test]

@@ -214,6 +214,15 @@ impl Work {
                 lock.finish(key, outcome, marker.detail.as_deref().unwrap_or_default())?;
             }
         }
+        // Nor may the attempt's migration begin any more, whenever a Job for it should still arrive.
+        let migrated = |m: &Marker| {
+            m.release_uid == task.release_uid && m.attempt == task.attempt && m.step == super::super::guard::STEP
+        };
+        if !markers.iter().any(migrated) {
+            let step = super::super::guard::STEP;
+            lock.begin(&task.release_uid, &task.attempt, step, "")?;
+            lock.finish((&task.release_uid, &task.attempt, step), outcome, "")?;
+        }
         Ok(())
     }
 

@@ -133,22 +133,24 @@ async fn mark(session: &mut PgConnection, manifest: &Manifest) -> Result<()> {
     }
 }
 
-/// What the attempt began and nobody knows the end of no longer matters: the data is the snapshot's.
+/// What the attempt began and nobody knows the end of no longer matters: the data is the snapshot's. And its migration may
+/// not begin any more, whenever a Job for it should still arrive.
 pub async fn close_unfinished(session: &mut PgConnection, manifest: &Manifest, outcome: &str) -> Result<()> {
-    if !markers::exist(session).await? {
-        return Ok(());
+    markers::ensure(session).await?;
+    let close = "UPDATE memoria_operator.attempt_step SET finished_at = clock_timestamp(), outcome = $3
+         WHERE release_uid = $1 AND attempt = $2 AND finished_at IS NULL";
+    let forbid = "INSERT INTO memoria_operator.attempt_step (release_uid, attempt, step, finished_at, outcome)
+         VALUES ($1, $2, 'migrate', clock_timestamp(), $3) ON CONFLICT DO NOTHING";
+    for sql in [close, forbid] {
+        sqlx::query(sql)
+            .bind(&manifest.release_uid)
+            .bind(&manifest.attempt)
+            .bind(outcome)
+            .execute(&mut *session)
+            .await
+            .map_err(Error::query("closing the attempt's markers"))?;
     }
-    sqlx::query(
-        "UPDATE memoria_operator.attempt_step SET finished_at = clock_timestamp(), outcome = $3
-         WHERE release_uid = $1 AND attempt = $2 AND finished_at IS NULL",
-    )
-    .bind(&manifest.release_uid)
-    .bind(&manifest.attempt)
-    .bind(outcome)
-    .execute(session)
-    .await
-    .map(drop)
-    .map_err(Error::query("closing the attempt's markers"))
+    Ok(())
 }
 
 /// Locks every table against everybody.

@@ -1,7 +1,7 @@
 //! ImportSnapshot: one Job saves the failed state, restores the snapshot with its proof, and files the evidence, before
 //! any old server starts. It is safe to repeat: a marker that is written with the data tells what was done.
 
-use super::{Context, Done, Phase, START, Step, chain, take, to_zero};
+use super::{Context, Done, Phase, START, Step, chain, intruder, take, to_zero};
 use crate::{
     api::upgrade::Category,
     job::protocol::{Facts, JobInput, JobReport},
@@ -38,7 +38,8 @@ pub const RESTORE_ACCEPTED: &str = "restore-accepted";
 const ASKS: [&str; 2] = ["DataLossOverBudget", "LateWritesUnknown"];
 
 fn step(cx: &Context<'_>) -> Step {
-    // Whatever comes back meanwhile is stopped again; the restore proves for itself that nothing wrote.
+    // Whatever comes back meanwhile is stopped again.
+    chain!(intruder::writers(cx));
     chain!(to_zero(&take!(cx.writers())));
     let Some(snapshot) = &cx.journal.snapshot else {
         return Step::fail(
@@ -54,9 +55,10 @@ fn step(cx: &Context<'_>) -> Step {
     };
     let input = JobInput {
         manifest_sha256: Some(snapshot.manifest_sha256.clone()),
-        late_writes_possible: remembered(CLIENTS_MAY_WRITE).is_some(),
+        late_writes_possible: intruder::may_have_written(cx),
         accept_data_loss: accepted,
-        baseline_sha256: remembered(BASELINE),
+        // What was written before it by a writer that nobody let in is in it, and would not be told apart.
+        baseline_sha256: remembered(BASELINE).filter(|_| !intruder::wrote(cx)),
         ..JobInput::default()
     };
     let name = if accepted { RESTORE_ACCEPTED } else { RESTORE };

@@ -1,6 +1,6 @@
 //! IngestionReenable: flag off, workers back at their counts, and the gate that the queue is normal again.
 
-use super::{Context, Done, Phase, Step, chain, flag, take, to_prior};
+use super::{Context, Done, Phase, Step, chain, flag, intruder::images, take, to_prior};
 use crate::{api::GoDuration, job::protocol::JobInput};
 
 pub const PHASE: Phase = Phase {
@@ -14,6 +14,7 @@ pub const PHASE: Phase = Phase {
 pub const WORKERS_BACK: &str = "workers-back";
 
 fn step(cx: &Context<'_>) -> Step {
+    chain!(images(cx, |target| &target.to_image));
     chain!(flag(cx, false));
     let workers = take!(cx.workers());
     chain!(to_prior(&workers));

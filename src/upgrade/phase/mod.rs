@@ -4,6 +4,7 @@ mod halt;
 mod image_bump;
 mod import_snapshot;
 mod ingestion_reenable;
+mod intruder;
 mod leave;
 mod member;
 mod migrate;

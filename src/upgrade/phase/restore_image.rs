@@ -1,7 +1,7 @@
 //! RestoreImage: the prior image on each target, at zero replicas, and then the targets at their prior counts. The old
 //! version needs no candidate: it ran this data before, and a pod that does not become ready gets no client.
 
-use super::{Context, Phase, Step, chain, take, to_prior, to_zero};
+use super::{Context, Phase, Step, chain, take, to_prior};
 use crate::{
     api::{release::Role, upgrade::Category},
     upgrade::Action,
@@ -11,7 +11,7 @@ pub const PHASE: Phase =
     Phase { name: "RestoreImage", limit: |plan| Some(plan.timeouts.rollback), step, uninterruptible: true };
 
 /// Remembered once every target has its prior image: another one after that is somebody else's doing.
-const IMAGES_BACK: &str = "images-back";
+pub const IMAGES_BACK: &str = "images-back";
 /// Remembered before each write of an image: the workload's generation at that moment.
 const WRITE: &str = "write-";
 /// One write, and one more where somebody else's came right after it.
@@ -19,8 +19,8 @@ const MAX_WRITES: usize = 2;
 
 fn step(cx: &Context<'_>) -> Step {
     if !cx.record.done.contains_key(IMAGES_BACK) {
-        // Old code never meets a pod of the new one.
-        chain!(to_zero(&take!(cx.writers())));
+        // Old code never meets a pod of the new one, and data that one of those met is not the snapshot's any more.
+        chain!(cx.breach());
     }
     let mut actions = Vec::new();
     for planned in &cx.plan.targets {

@@ -1,7 +1,9 @@
 //! RollbackQuiesce: the first step of the way back. What the attempt started ends, the flag is on, and nothing that can
 //! write is left.
 
-use super::{Context, Phase, RESTORE, RESTORE_ACCEPTED, Step, chain, flag, mark, take, to_zero};
+use super::{
+    Context, Phase, RESTORE, RESTORE_ACCEPTED, Step, chain, flag, intruder, mark, restore_image, take, to_zero,
+};
 use crate::upgrade::{
     Action,
     seen::{JobSeen, JobState},
@@ -22,7 +24,7 @@ fn step(cx: &Context<'_>) -> Step {
         .seen
         .jobs
         .iter()
-        .filter(|(step, job)| matches!(job.state, JobState::Running { .. }) || is_failed_restore(step, job))
+        .filter(|(step, job)| matches!(job.state, JobState::Running { .. }) || is_void_restore(cx, step, job))
         .map(|(step, job)| Action::DeleteJob { step: step.clone(), uid: job.uid.clone() });
     let ends: Vec<_> = candidates.chain(jobs).collect();
     if !ends.is_empty() {
@@ -31,6 +33,7 @@ fn step(cx: &Context<'_>) -> Step {
     if !cx.seen.candidates.is_empty() {
         return Step::wait("the candidates end");
     }
+    chain!(intruder::writers(cx));
     // The marks are gone where the attempt had succeeded before a person took it back.
     chain!(mark(cx.attempt, &take!(cx.writers())));
     chain!(flag(cx, true));
@@ -38,8 +41,11 @@ fn step(cx: &Context<'_>) -> Step {
     Step::done("nothing that can write is left")
 }
 
-/// Left by an earlier try to go back, which a person has ordered again.
-fn is_failed_restore(step: &str, job: &JobSeen) -> bool {
-    let answered = matches!(&job.state, JobState::Finished { report: Some(report), .. } if report.ok);
-    [RESTORE, RESTORE_ACCEPTED].contains(&step) && !answered
+/// Left by an earlier try to go back, which a person has ordered again. One that went well stands once the old servers
+/// were let in to what it had proved; before that, something else may have written, and it has to prove it anew.
+fn is_void_restore(cx: &Context<'_>, step: &str, job: &JobSeen) -> bool {
+    let went_well = matches!(&job.state, JobState::Finished { report: Some(report), .. } if report.ok);
+    let last = cx.journal.phases.iter().rfind(|record| record.name == restore_image::PHASE.name);
+    let let_in = last.is_some_and(|record| record.done.contains_key(restore_image::IMAGES_BACK));
+    [RESTORE, RESTORE_ACCEPTED].contains(&step) && !(went_well && let_in)
 }

@@ -6,6 +6,7 @@
 use super::{
     Context, Done, Phase, Step, chain,
     import_snapshot::{BASELINE, CLIENTS_MAY_WRITE},
+    intruder::images,
     pod_failure, take, to_prior,
 };
 use crate::{
@@ -35,6 +36,11 @@ const MAX_RESTARTS: i32 = 2;
 fn step(cx: &Context<'_>) -> Step {
     let mut order: Vec<&PlannedTarget> = cx.plan.targets.iter().filter(|t| t.replicas > 0 && !t.worker).collect();
     order.sort_by_key(|t| t.role != Role::Server);
+    if !cx.record.done.contains_key(CLIENTS_MAY_WRITE) {
+        // What is written before the baseline would count as the upgrade's own.
+        chain!(cx.breach());
+    }
+    chain!(images(cx, |target| &target.to_image));
     for target in order {
         chain!(candidate(cx, target));
         chain!(baseline(cx));

@@ -1,13 +1,14 @@
 //! Verification: a sample `memoria bootstrap` and the comparison of export and import in the new image, and the checks of
 //! stage AfterIngestion; then the attempt's marks go.
 
-use super::{Context, Done, Phase, Step, arm_jobs, chain, take, unmark};
+use super::{Context, Done, Phase, Step, arm_jobs, chain, intruder::images, take, unmark};
 use crate::job::protocol::JobInput;
 
 pub const PHASE: Phase =
     Phase { name: "Verification", limit: |plan| Some(plan.timeouts.verification), step, uninterruptible: false };
 
 fn step(cx: &Context<'_>) -> Step {
+    chain!(images(cx, |target| &target.to_image));
     let planned = |step: &str| cx.plan.jobs.iter().any(|job| job.step == step);
     // Side by side: none of them touches what the other does.
     let bootstrap = cx.job("bootstrap", JobInput::default()).map(|report| report.message.clone());
