@@ -1,0 +1,86 @@
+//! Model checking: the shipped `decide` in a world whose API server, Jobs, database, clients, other hands and people do
+//! whatever they can, in every order, with so many disturbances. `cargo test --test model -- --nocapture` tells how many
+//! states that were.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod jobs;
+mod machine;
+mod mutants;
+mod plan;
+mod rules;
+mod state;
+mod world;
+
+use std::{collections::BTreeSet, time::Instant};
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use crate::{mutants::Mutant, world::World};
+
+/// How many disturbances a path may hold.
+fn bound(default: u8) -> u8 {
+    std::env::var("MEMORIA_MODEL_BOUND").ok().and_then(|bound| bound.parse().ok()).unwrap_or(default)
+}
+
+/// Explores to the end, and tells how far that was.
+fn every_rule_holds(automatic: bool, bound: u8) {
+    let began = Instant::now();
+    let checker = World::new(automatic, bound, None).checker().finish_when(HasDiscoveries::All).spawn_bfs().join();
+    let (journals, questions) = checker.model().machine.counts();
+    println!(
+        "rollback.automatic {automatic}, {bound} disturbances: {} states, {} steps, depth {}, {journals} journals, \
+         {questions} decisions, {:.1?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        began.elapsed()
+    );
+    for (name, path) in checker.discoveries() {
+        tell(&checker.model().machine, name, path);
+    }
+    assert!(checker.discoveries().is_empty(), "see above");
+    assert!(checker.is_done(), "not every state was looked at");
+}
+
+fn tell(machine: &machine::Machine, name: &str, path: stateright::Path<state::State, world::Move>) {
+    println!("rule {name} is broken by:");
+    let mut last = None;
+    for (state, action) in path.into_vec() {
+        let phase = machine.told(state.journal).phase.clone();
+        let doing = match (&action, state.lead.as_ref()) {
+            (Some(world::Move::Act), Some(pending)) => format!(
+                " {:?}",
+                match pending.at {
+                    0 => None,
+                    at => Some(machine.decided(pending.decision).actions[usize::from(at) - 1]),
+                }
+            ),
+            _ => String::new(),
+        };
+        println!("  {phase}: {action:?}{doing}");
+        last = Some(state);
+    }
+    println!("  {last:?}");
+}
+
+#[test]
+fn every_rule_holds_where_failures_are_taken_back() {
+    every_rule_holds(true, bound(1));
+}
+
+#[test]
+fn every_rule_holds_where_failures_stop() {
+    every_rule_holds(false, bound(1));
+}
+
+#[test]
+fn a_guard_that_is_taken_away_is_missed() {
+    for (mutant, rule) in Mutant::ALL {
+        let checker =
+            World::new(true, 1, Some(mutant)).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        let found: BTreeSet<_> = checker.discoveries().into_keys().collect();
+        println!("{mutant:?}: {found:?} after {} states", checker.unique_state_count());
+        assert_eq!(found, BTreeSet::from([rule]), "{mutant:?}");
+    }
+}

@@ -1,0 +1,118 @@
+//! One guard taken away each: the rule that it keeps must be seen to break.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use memoria_operator::{
+    api::{
+        MemoriaUpgradeSpec, MemoriaUpgradeStatus,
+        upgrade::{Category, PhaseState, SnapshotRecord},
+    },
+    job::protocol::JobReport,
+    upgrade::{Action, Decision, Observed, decide as shipped, seen::JobState},
+};
+
+use crate::{
+    plan::{self, ATTEMPT, LATER, MANIFEST, Seen},
+    rules,
+    state::Wanted,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// The journal claims a snapshot that was never taken.
+    SnapshotClaimed,
+    /// The guard does not compare the data with the snapshot.
+    DataNotCompared,
+    /// The guard does not look at its marker.
+    MarkerIgnored,
+    /// The old servers come back before the data does.
+    RestoreSkipped,
+    /// The new servers come back without a migration.
+    MigrationSkipped,
+    /// The restore is not told that clients may have written.
+    LateWritesUntold,
+    /// A loss over the budget is accepted without a person.
+    LossAccepted,
+    /// Limits never run out.
+    NoLimits,
+    /// The restore drops the old data first, in a transaction of its own.
+    DropsFirst,
+    /// A Job that was lost is held against the image.
+    OutageBlamed,
+    /// The images are those of the newest spec.
+    NewestSpec,
+}
+
+impl Mutant {
+    pub const ALL: [(Mutant, &'static str); 11] = [
+        (Mutant::SnapshotClaimed, rules::NAMES[0].1),
+        (Mutant::DataNotCompared, rules::NAMES[0].1),
+        (Mutant::MarkerIgnored, rules::NAMES[1].1),
+        (Mutant::RestoreSkipped, rules::NAMES[2].1),
+        (Mutant::MigrationSkipped, rules::NAMES[2].1),
+        (Mutant::LateWritesUntold, rules::NAMES[3].1),
+        (Mutant::LossAccepted, rules::NAMES[3].1),
+        (Mutant::NoLimits, rules::REST),
+        (Mutant::DropsFirst, rules::NAMES[4].1),
+        (Mutant::OutageBlamed, rules::NAMES[5].1),
+        (Mutant::NewestSpec, rules::NAMES[6].1),
+    ];
+}
+
+/// The shipped function, with what it is told or what it answers changed.
+pub fn decide(
+    mutant: Mutant,
+    plan: &MemoriaUpgradeSpec,
+    journal: &MemoriaUpgradeStatus,
+    observed: &Observed,
+    seen: &Seen,
+) -> Decision {
+    let (mut plan, mut journal, mut observed) = (plan.clone(), journal.clone(), observed.clone());
+    let mut now = plan::time(seen.clock);
+    let pass = |journal: &mut MemoriaUpgradeStatus, phase: &str| {
+        let running = journal.phases.last_mut().filter(|r| r.name == phase && r.state == PhaseState::Running);
+        running.map(|record| record.state = PhaseState::Passed).is_some()
+    };
+    match mutant {
+        Mutant::SnapshotClaimed if pass(&mut journal, "SnapshotExport") => {
+            journal.snapshot = Some(SnapshotRecord {
+                claim_name: "snapshots".into(),
+                directory: "d".into(),
+                bytes: 1,
+                tables: 1,
+                rows: 1,
+                manifest_sha256: MANIFEST.into(),
+                data_digest: "digest".into(),
+                verified_at: Time(now),
+            });
+        }
+        Mutant::RestoreSkipped => drop(pass(&mut journal, "ImportSnapshot")),
+        Mutant::MigrationSkipped => drop(pass(&mut journal, "Migrate")),
+        Mutant::LossAccepted => observed.orders.accept_data_loss = Some("nobody".into()),
+        Mutant::NoLimits => now = plan::time(0),
+        Mutant::OutageBlamed => {
+            for job in observed.jobs.values_mut() {
+                if let JobState::Finished { report: report @ None, .. } = &mut job.state {
+                    *report = Some(JobReport {
+                        v: 1,
+                        ok: false,
+                        reason: "JobLost".into(),
+                        message: "it was lost".into(),
+                        category: Some(Category::Candidate),
+                        facts: None,
+                    });
+                }
+            }
+        }
+        Mutant::NewestSpec if seen.orders.wanted == Wanted::Later => plan.targets[0].to_image = LATER.into(),
+        _ => {}
+    }
+    let mut decision = shipped(ATTEMPT, "ns", &plan, &journal, &observed, now);
+    if mutant == Mutant::LateWritesUntold {
+        for action in &mut decision.actions {
+            if let Action::CreateJob { input, .. } = action {
+                input.late_writes_possible = false;
+            }
+        }
+    }
+    decision
+}
