@@ -81,6 +81,6 @@ fn a_guard_that_is_taken_away_is_missed() {
             World::new(true, 1, Some(mutant)).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
         let found: BTreeSet<_> = checker.discoveries().into_keys().collect();
         println!("{mutant:?}: {found:?} after {} states", checker.unique_state_count());
-        assert_eq!(found, BTreeSet::from([rule]), "{mutant:?}");
+        assert!(found.contains(rule), "{mutant:?} ought to break {rule}, and broke {found:?}");
     }
 }

@@ -251,7 +251,8 @@ impl World {
         let decided = self.machine.decided(ghost.decision);
         let act = usize::from(ghost.at).checked_sub(1).and_then(|at| decided.actions.get(at));
         let phase = &self.machine.told(state.journal).phase;
-        matches!(act, Some(Act::CreateCandidate)) && !["Start", "RollbackQuiesce"].contains(&phase.as_str())
+        let through = state.baseline.is_some() || !["Start", "RollbackQuiesce"].contains(&phase.as_str());
+        matches!(act, Some(Act::CreateCandidate)) && through
     }
 
     /// One write of a decision; answers whether the rest of it may follow.
