@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// One migration of this version dies after half of its DDL is committed.
-const BAD_MIGRATION: &str = "1.0.1-bad-migrate";
+pub const BAD_MIGRATION: &str = "1.0.1-bad-migrate";
 /// One of its migrations exits 0 and leaves the schema wrong.
 const SILENT_MIGRATION: &str = "1.0.1-silent-migrate";
 /// Its server changes the schema when it starts, and then dies.
@@ -52,7 +52,7 @@ async fn a_server_that_alters_the_schema_and_dies_is_taken_back() -> Outcome {
 }
 
 /// The version fails in that phase; everything comes back without a person, and the next command ends it Ready.
-async fn taken_back(site: &Site, version: &str, phase: &str, category: Category) -> Outcome {
+pub async fn taken_back(site: &Site, version: &str, phase: &str, category: Category) -> Outcome {
     site.adopt().await?;
     let before = Captured::now(site).await?;
     site.set_version(version).await?;
@@ -87,7 +87,7 @@ async fn taken_back(site: &Site, version: &str, phase: &str, category: Category)
 }
 
 /// Holds the way back before the old servers start: not one bit of the data may differ then.
-async fn restored_exactly(site: &Site, before: &Captured) -> Outcome {
+pub async fn restored_exactly(site: &Site, before: &Captured) -> Outcome {
     site.until("the way back", UPGRADED, |release| (standing(release).0 == "ImportSnapshot").then_some(())).await?;
     site.patch(json!({"spec": {"suspend": true}})).await?;
     site.until("the restore", UPGRADED, |release| standing(release).2.contains("before RestoreImage").then_some(()))

@@ -23,11 +23,9 @@ use crate::{
     environment,
     failures::{next_action, untouched, writers_are_stopped},
     good::{is_upgraded, stored, upgrade},
+    rollback::{BAD_MIGRATION, restored_exactly, taken_back},
     site::{Options, RELEASE, SOON, Site, TO, UPGRADED, condition, standing, with_site},
 };
-
-/// One migration of this version dies after half of its DDL is committed.
-const BAD_MIGRATION: &str = "1.0.1-bad-migrate";
 
 const SQLITE: Options = Options { postgres: 15, rows: 2_000, small: true, sqlite: true };
 
@@ -106,11 +104,17 @@ async fn a_file_that_somebody_holds_open_stops_the_upgrade_before_the_image_move
 }
 
 #[tokio::test]
-async fn a_failing_migration_of_a_file_stops_the_writers_and_keeps_both_copies() -> Outcome {
+async fn a_failing_migration_of_a_file_is_taken_back() -> Outcome {
+    with_site("sqlite-back", SQLITE, async |site| taken_back(site, BAD_MIGRATION, "Migrate", Category::Candidate).await)
+        .await
+}
+
+#[tokio::test]
+async fn where_a_person_shall_decide_the_file_is_kept_as_it_is_until_the_next_command() -> Outcome {
     with_site("sqlite-halted", SQLITE, async |site| {
         site.adopt().await?;
         let before = Captured::now(site).await?;
-        site.set_version(BAD_MIGRATION).await?;
+        site.patch(json!({"spec": {"version": BAD_MIGRATION, "rollback": {"automatic": false}}})).await?;
         let release = site.until_ended(Ended::Halted).await?;
         let (phase, reason, message) = standing(&release);
         ensure!(phase == "Halted" && reason == "Halted", "{phase}/{reason}: {message}");
@@ -131,7 +135,11 @@ async fn a_failing_migration_of_a_file_stops_the_writers_and_keeps_both_copies()
             after.has_the_data_of(&before).await.is_err(),
             "the half-run migration left no trace; the test is void"
         );
-        next_action(&release)?.run(site).await
+
+        next_action(&release)?.run(site).await?;
+        restored_exactly(site, &before).await?;
+        site.until_ended(Ended::RolledBack).await?;
+        untouched(site, &before).await
     })
     .await
 }

@@ -219,12 +219,9 @@ fn jobs(
         let step = CheckStep::Candidate;
         jobs.push((step.as_str(), manifest::checks(context, step, &before)?));
     }
-    // Without these two an attempt that fails after the image moved halts: a file is not yet taken back by itself.
-    if context.engine.is_postgresql() {
-        jobs.push(("baseline", manifest::baseline(context)?));
-        for step in [RESTORE, RESTORE_ACCEPTED] {
-            jobs.push((step, manifest::restore(context, step, spec.rollback.data_loss_budget.rows)?));
-        }
+    jobs.push(("baseline", manifest::baseline(context)?));
+    for step in [RESTORE, RESTORE_ACCEPTED] {
+        jobs.push((step, manifest::restore(context, step, spec.rollback.data_loss_budget.rows)?));
     }
     if !gate.is_empty() {
         jobs.push((CheckStep::Gate.as_str(), manifest::checks(context, CheckStep::Gate, &gate)?));

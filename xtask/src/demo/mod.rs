@@ -106,10 +106,10 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Option<TakenBack>, Pro
     ));
     let ended = clock.part(&format!("the upgrade to {TO}"), |_| upgrade(&kube))?;
     clock.part("the proof", |clock| proof.finish(clock, VERSION, &ended.version()))?;
-    // A file is not taken back by itself yet.
-    let back = match args.database {
-        Database::Postgresql => Some(rollback::show(&kube, clock, &mut proof)?),
-        Database::Sqlite => None,
+    // While no server runs, the file can only be read where its volume lies, which is here or on somebody else's node.
+    let back = match (args.database, kube.target) {
+        (Database::Sqlite, Target::CurrentContext) => None,
+        _ => Some(rollback::show(&kube, clock, &mut proof)?),
     };
     clock.part("the search for secrets", |clock| proof.finish_secrets(clock))?;
     Ok((ended, back, proof))

@@ -34,6 +34,10 @@ pub struct Proof {
     restored: Option<Answer>,
     back: Option<Answer>,
     back_workloads: Option<Answer>,
+    /// Whether there was an upgrade to take back.
+    taken_back: bool,
+    /// Whether a row could be added afterwards.
+    inserted: bool,
 }
 
 /// A checker's exit code and JSON.
@@ -60,6 +64,8 @@ impl Proof {
             restored: None,
             back: None,
             back_workloads: None,
+            taken_back: false,
+            inserted: false,
         };
         proof.capture("before")?;
         if kube.target == Target::Local {
@@ -115,6 +121,7 @@ impl Proof {
 
     /// Captures once more, and asks whether not one bit differs from the capture of that name.
     pub fn compare_restored(&mut self, before: &str, now: &str) -> Result<()> {
+        self.taken_back = true;
         self.capture(now)?;
         let mut identical = self.checker("identical.py")?;
         identical.arg(self.file(&format!("{before}.capture"))).arg(self.file(&format!("{now}.capture")));
@@ -124,14 +131,23 @@ impl Proof {
 
     /// Once everything runs again: workloads as before, data changed by nothing but starting servers, inserts work.
     pub fn finish_rollback(&mut self, before: &str, version: &str) -> Result<()> {
+        self.taken_back = true;
         self.capture("back")?;
         let mut data = self.checker("data_expected.py")?;
         data.arg(self.file(&format!("{before}.capture"))).arg(self.file("back.capture"));
-        data.args(["--from", version, "--to", version, "--probe-insert", "--psql", &self.psql()?]);
+        data.args(["--from", version, "--to", version]);
+        if self.database == Database::Postgresql {
+            data.args(["--probe-insert", "--psql", &self.psql()?]);
+        }
         self.back = Some(self.ask("back", &mut data)?);
         let mut workloads = self.checker("workloads.py")?;
         workloads.arg("check").arg(self.file(&format!("{before}.json"))).arg(self.file("back.json"));
         self.back_workloads = Some(self.ask("back-workloads", &mut workloads)?);
+        self.inserted = match self.database {
+            // The checker's own inserts, in a transaction that it took back.
+            Database::Postgresql => self.back.as_ref().is_some_and(|answer| answer.json["asExpected"] == true),
+            Database::Sqlite => self.store_one()?,
+        };
         Ok(())
     }
 
@@ -139,7 +155,11 @@ impl Proof {
     pub fn server_digest(&self, capture: &str) -> Result<Option<String>> {
         let text = fs::read_to_string(self.file(&format!("{capture}.json")))?;
         let state: Value = serde_json::from_str(&text).context("a capture of the workloads")?;
-        let running = state["workloads"]["memoria-server"]["running"].as_object();
+        let server = match self.database {
+            Database::Postgresql => "memoria-server",
+            Database::Sqlite => "memoria",
+        };
+        let running = state["workloads"][server]["running"].as_object();
         let image = running.and_then(|running| running.values().next()).and_then(|ids| ids[0].as_str());
         Ok(image.and_then(|image| image.rsplit_once('@')).map(|(_, digest)| digest.to_owned()))
     }
@@ -148,16 +168,27 @@ impl Proof {
         self.restored.as_ref().is_some_and(|answer| answer.code == 0 && answer.json["identical"] == true)
     }
 
-    /// The probe inserted into every table, in a transaction that it took back.
+    /// Data that was taken back can be added to.
     pub fn next_insert_works(&self) -> bool {
-        self.back.as_ref().is_some_and(|answer| answer.code == 0 && answer.json["asExpected"] == true)
+        self.inserted && self.back.as_ref().is_some_and(|answer| answer.code == 0)
+    }
+
+    /// Stores one memory through the server, as a client does: with a file there is no other way in beside it.
+    fn store_one(&self) -> Result<bool> {
+        let script = "import json, os, urllib.request\n\
+                      body = json.dumps({'user_input': 'after the way back', 'ai_output': 'stored'}).encode()\n\
+                      headers = {'X-API-Key': os.environ['MEMORIA_API_KEY'], 'Content-Type': 'application/json'}\n\
+                      request = urllib.request.Request('http://127.0.0.1:8000/memory', body, headers)\n\
+                      print(urllib.request.urlopen(request, timeout=60).status)\n";
+        let exec = ["--namespace", &self.namespace, "exec", "deployment/memoria", "--", "python", "-c", script];
+        Ok(self.kube.run(&exec)?.trim() == "201")
     }
 
     /// Everything that a checker did not find as expected.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut asked = vec![("data", &self.data), ("workloads", &self.workloads), ("secrets", &self.secrets)];
-        if self.database == Database::Postgresql {
+        if self.taken_back {
             asked.push(("restored data", &self.restored));
             asked.push(("data after the way back", &self.back));
             asked.push(("workloads after the way back", &self.back_workloads));
@@ -222,8 +253,13 @@ impl Proof {
 
     /// Where the snapshots lie on this machine's nodes.
     fn snapshot_volumes(&self) -> Result<Vec<PathBuf>> {
+        self.volumes(|claim| claim.ends_with("-snapshots"))
+    }
+
+    /// The directories of the volumes whose claims are wanted.
+    fn volumes(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
         let claims = self.kube.list(&self.namespace, "persistentvolumeclaims")?;
-        let names = claims.iter().filter(|c| c["metadata"]["name"].as_str().is_some_and(|n| n.ends_with("-snapshots")));
+        let names = claims.iter().filter(|claim| claim["metadata"]["name"].as_str().is_some_and(&wanted));
         let volumes: Vec<_> =
             names.filter_map(|claim| claim["spec"]["volumeName"].as_str()).map(str::to_owned).collect();
         let mut paths = Vec::new();
@@ -239,7 +275,7 @@ impl Proof {
             }
         }
         if paths.is_empty() {
-            bail!("no volume with snapshots was found");
+            bail!("no volume of that kind was found");
         }
         Ok(paths)
     }
@@ -279,9 +315,22 @@ impl Proof {
         Ok(cluster::shell_quoted(&self.kube.kubectl(&[])?.get_program().to_string_lossy()))
     }
 
-    /// A copy of the SQLite file, which the server has open, made by Python in the server's own container.
+    /// A copy of the SQLite file: by Python in the server's own container while one has it open, else of the files as
+    /// they lie on the node.
     fn copy(&self, name: &str) -> Result<PathBuf> {
         let path = self.file(name);
+        let server = self.kube.get(&self.namespace, "deployment", "memoria")?.unwrap_or_default();
+        if server["spec"]["replicas"] == 0 {
+            let volumes = self.volumes(|claim| claim == "memoria-data")?;
+            let volume = volumes.first().context("the claim memoria-data has a volume")?;
+            for suffix in ["", "-wal", "-journal"] {
+                let file = volume.join(format!("memoria.db{suffix}"));
+                if file.exists() {
+                    fs::copy(&file, self.file(&format!("{name}{suffix}")))?;
+                }
+            }
+            return Ok(path);
+        }
         let script = place::root()?.join("tests/checkers/copy_sqlite.py");
         let mut exec = self.kube.kubectl(&["--namespace", &self.namespace, "exec", "--stdin", "deployment/memoria"])?;
         exec.args(["--", "python", "-", "/data/memoria.db"]);

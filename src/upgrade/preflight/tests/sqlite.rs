@@ -153,6 +153,8 @@ fn a_plan_for_a_file_runs_its_jobs_in_the_operators_image_on_the_volumes_node() 
         assert!(!on_data || image == "r/operator:1", "{step} runs in {image}");
         assert_eq!(nodes, on_data.then(|| hosts("a")));
     }
+    let steps: Vec<_> = plan.jobs.iter().map(|job| job.step.as_str()).collect();
+    assert!(["baseline", "restore", "restore-accepted"].iter().all(|step| steps.contains(step)), "{steps:?}");
     assert!(plan.targets[0].to_image.ends_with(DIGEST) && plan.workers.is_empty());
     let summary = status.plan.unwrap();
     assert_eq!(summary.database, "SQLite, file /data/memoria.db on claim memoria-data, 64 MiB");
