@@ -72,6 +72,11 @@ impl Driver<'_> {
         if let Some(failure) = hold::expire(&mut held, self.now) {
             return self.turn_back(held, failure);
         }
+        // An attempt that goes back already does what an abort asks for. Left open, the decision would release the
+        // attempt at the moment when the way back fails, which is not what anybody meant.
+        if let (true, Some(decision)) = (turning && phase.name != phase::HALT.name, &self.seen.orders.abort) {
+            self.decided(&mut held, decision, DecisionAction::Abort);
+        }
         let journal = &held;
         if !turning
             && !phase.uninterruptible

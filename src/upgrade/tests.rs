@@ -433,6 +433,26 @@ fn an_abort_in_mid_migrate_waits_for_its_end() {
 }
 
 #[test]
+fn an_abort_on_the_way_back_is_answered_and_releases_nothing_later() {
+    let mut world = World::new();
+    let (category, reason) = (Category::Environment, "Broken");
+    world.faults.push(Fault::JobFails { step: "migrate", category, reason });
+    world.faults.push(Fault::JobFails { step: "restore", category, reason });
+    while world.journal.phase.as_deref() != Some("RollbackQuiesce") {
+        world.turn(None);
+    }
+    world.seen.orders.abort = Some("stop-it".into());
+    world.run();
+    assert_eq!(world.journal.outcome, Some(Outcome::RollbackFailed));
+    let answered: Vec<_> = world.journal.decisions.iter().map(|decision| decision.name.as_str()).collect();
+    assert_eq!(answered, ["stop-it"]);
+    // Another one releases it.
+    world.seen.orders.abort = Some("let-go".into());
+    world.run();
+    assert_eq!(world.journal.outcome, Some(Outcome::Aborted));
+}
+
+#[test]
 fn suspend_holds_between_phases_and_says_whether_writers_are_stopped() {
     let mut world = World::new();
     while world.journal.phase.as_deref() != Some("SnapshotExport") {
