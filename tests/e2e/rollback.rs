@@ -23,7 +23,7 @@ pub const BAD_MIGRATION: &str = "1.0.1-bad-migrate";
 /// One of its migrations exits 0 and leaves the schema wrong.
 const SILENT_MIGRATION: &str = "1.0.1-silent-migrate";
 /// Its server changes the schema when it starts, and then dies.
-const ALTERS_THEN_CRASHES: &str = "1.0.1-alters-then-crashes";
+pub const ALTERS_THEN_CRASHES: &str = "1.0.1-alters-then-crashes";
 /// Its sample bootstrap fails, when ingestion is long back.
 const BOOTSTRAP_FAILS: &str = "1.0.1-bootstrap-fails";
 

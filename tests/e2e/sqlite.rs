@@ -27,7 +27,7 @@ use crate::{
     site::{Options, RELEASE, SOON, Site, TO, UPGRADED, condition, standing, with_site},
 };
 
-const SQLITE: Options = Options { postgres: 15, rows: 2_000, small: true, sqlite: true };
+pub const SQLITE: Options = Options { postgres: 15, rows: 2_000, small: true, sqlite: true };
 
 #[tokio::test]
 async fn an_upgrade_of_an_sqlite_file_keeps_every_promise() -> Outcome {
