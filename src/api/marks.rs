@@ -11,6 +11,9 @@ pub const STEP_LABEL: &str = "memoria.arca.run/step";
 pub const OWNER_ANNOTATION: &str = "memoria.arca.run/owner";
 /// On targets and workers while an attempt is open: the attempt's name.
 pub const ATTEMPT_ANNOTATION: &str = "memoria.arca.run/attempt";
+/// On targets and workers while an attempt goes back: `true`. It changes the object's version, so that no write that was
+/// decided on the way forth can reach it any more.
+pub const GOES_BACK_ANNOTATION: &str = "memoria.arca.run/goes-back";
 /// On targets and workers while an attempt is open: the replica count to come back to.
 pub const PRIOR_REPLICAS_ANNOTATION: &str = "memoria.arca.run/prior-replicas";
 /// On CronJobs and Jobs while an attempt is open: the `spec.suspend` to come back to, `true` or `false`.
@@ -25,6 +28,8 @@ pub const REQUESTED_AT_ANNOTATION: &str = "memoria.arca.run/requested-at";
 /// On a target or worker, set by a person: what of it its GitOps source ignores, of `image`, `replicas`, `suspend` and
 /// `paused-replicas`, separated by commas.
 pub const GITOPS_IGNORES_ANNOTATION: &str = "memoria.arca.run/gitops-ignores";
+/// Scheduling gate of a candidate pod: no node takes it before the leader that sees it there lifts the gate.
+pub const CANDIDATE_GATE: &str = "memoria.arca.run/candidate";
 /// Held on a release while an attempt is open.
 pub const FINALIZER: &str = "memoria.arca.run/open-attempt";
 

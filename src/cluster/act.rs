@@ -25,7 +25,10 @@ use super::{
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgrade,
-        marks::{ATTEMPT_ANNOTATION, IMAGE_MANAGER, OWNER_ANNOTATION, OWNER_MANAGER, SCALE_MANAGER},
+        marks::{
+            ATTEMPT_ANNOTATION, CANDIDATE_GATE, GOES_BACK_ANNOTATION, IMAGE_MANAGER, OWNER_ANNOTATION, OWNER_MANAGER,
+            SCALE_MANAGER,
+        },
         release::{MaintenanceFlag, WorkerRef, WorkloadRef},
         upgrade::{PlannedJob, PlannedTarget},
     },
@@ -47,8 +50,11 @@ pub async fn act(
     let owner = release.uid().unwrap_or_default();
     let attempt = upgrade.name_any();
     match action {
-        Action::Mark { workload, uid, prior } => {
-            let annotations = marks(&owner, Some((&attempt, prior)));
+        Action::Mark { workload, uid, prior, back } => {
+            let mut annotations = marks(&owner, Some((&attempt, prior)));
+            if *back {
+                annotations.insert(GOES_BACK_ANNOTATION.to_owned(), json!("true"));
+            }
             match mark(client, ns, workload, uid, &owner, annotations.clone(), false).await {
                 Err(error) if matches!(error.kind, Kind::Claimed { .. }) => {
                     inherit(client, ns, workload, uid, error).await?;
@@ -83,6 +89,9 @@ pub async fn act(
         }
         Action::CreateCandidate { target } => {
             create_candidate(client, ns, &planned_target(upgrade, target)?.candidate).await
+        }
+        Action::AdmitCandidate { target, uid } => {
+            admit_candidate(client, ns, template::name(&planned_target(upgrade, target)?.candidate), uid).await
         }
         Action::DeleteCandidate { target, uid } => {
             delete::<Pod>(client, ns, "pod", template::name(&planned_target(upgrade, target)?.candidate), uid).await
@@ -257,6 +266,18 @@ async fn create_candidate(client: &Client, ns: &str, manifest: &Value) -> Result
         });
     }
     create_or_adopt(client, ns, "pod", &template::candidate(manifest)?).await
+}
+
+/// Takes the operator's own gate away and leaves those of others. The `uid` is the precondition: a gate of another pod of
+/// that name stays.
+async fn admit_candidate(client: &Client, ns: &str, name: &str, uid: &str) -> Result<(), ClusterError> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), ns);
+    let patch = json!({
+        "metadata": {"uid": uid},
+        "spec": {"schedulingGates": [{"$patch": "delete", "name": CANDIDATE_GATE}]},
+    });
+    let params = PatchParams { field_manager: Some(OWNER_MANAGER.to_owned()), ..Default::default() };
+    bounded("admit", format!("pod/{name}"), api.patch(name, &params, &Patch::Strategic(patch))).await.map(drop)
 }
 
 async fn create_or_adopt<K>(client: &Client, ns: &str, kind: &str, wanted: &K) -> Result<(), ClusterError>

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{PersistentVolumeClaim, PodTemplateSpec, Service},
+    api::core::v1::{PersistentVolumeClaim, PodSchedulingGate, PodTemplateSpec, Service},
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use serde_json::{Value, json};
 
 use super::workload::selector_keys;
 use crate::api::{
-    marks::{ATTEMPT_LABEL, RELEASE_LABEL, STEP_LABEL},
+    marks::{ATTEMPT_LABEL, CANDIDATE_GATE, RELEASE_LABEL, STEP_LABEL},
     release::WorkloadRef,
 };
 
@@ -74,7 +74,7 @@ pub fn name(attempt: &str, target: &str) -> String {
 ///
 /// It keeps what the target's pods run with (ServiceAccount, volumes, environment, probes, security context,
 /// tolerations, pull secrets, grace period). It loses every label that the workload or any Service selects by, so that
-/// no controller adopts it and no client reaches it. A StatefulSet's claims are those of ordinal 0, free because the
+/// no controller adopts it and no client reaches it. No node takes it before its gate is lifted. A StatefulSet's claims are those of ordinal 0, free because the
 /// target is at zero while a candidate runs.
 pub fn manifest(c: &Candidate<'_>) -> Result<Value, CandidateError> {
     let mut labels = c.template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
@@ -107,6 +107,7 @@ fn spec(c: &Candidate<'_>) -> Result<Value, CandidateError> {
         || CandidateError::NoContainer { workload: c.workload.to_string(), container: c.container.to_owned() };
     let container = spec.containers.iter_mut().find(|x| x.name == c.container).ok_or_else(no_container)?;
     container.image = Some(c.image.to_owned());
+    spec.scheduling_gates.get_or_insert_default().push(PodSchedulingGate { name: CANDIDATE_GATE.to_owned() });
     spec.restart_policy = Some("Always".to_owned());
     spec.node_name = None;
     let written = serde_json::to_value(&spec);

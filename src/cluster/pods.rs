@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod,
 
 use super::error::cut;
 use crate::{
+    api::marks::CANDIDATE_GATE,
     job::manifest::MAIN,
     upgrade::seen::{PodSeen, Terminating, Trouble},
 };
@@ -24,6 +25,11 @@ pub(crate) fn seen(pod: &Pod, container: Option<&str>) -> PodSeen {
         phase: phase(pod).to_owned(),
         ready: condition(pod, "Ready").is_some_and(|c| c.status == "True"),
         deleting: pod.metadata.deletion_timestamp.is_some(),
+        gated: pod
+            .spec
+            .iter()
+            .flat_map(|s| s.scheduling_gates.iter().flatten())
+            .any(|gate| gate.name == CANDIDATE_GATE),
         terminating: terminating(pod),
         image_id: matters.and_then(image_id),
         trouble: trouble(pod),

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     api::{
         marks::{
-            ATTEMPT_ANNOTATION, KEDA_PAUSED_REPLICAS, OWNER_ANNOTATION, PRIOR_PAUSED_REPLICAS_ANNOTATION,
-            PRIOR_REPLICAS_ANNOTATION, PRIOR_SUSPEND_ANNOTATION, SCALE_MANAGER,
+            ATTEMPT_ANNOTATION, GOES_BACK_ANNOTATION, KEDA_PAUSED_REPLICAS, OWNER_ANNOTATION,
+            PRIOR_PAUSED_REPLICAS_ANNOTATION, PRIOR_REPLICAS_ANNOTATION, PRIOR_SUSPEND_ANNOTATION, SCALE_MANAGER,
         },
         release::{WorkerKind, WorkerRef, WorkloadKind, WorkloadRef},
     },
@@ -256,6 +256,7 @@ fn seen_of(meta: &ObjectMeta, pods: &[Pod], switch: Switch) -> Workload {
         generation: meta.generation.unwrap_or_default(),
         owner: annotation(OWNER_ANNOTATION),
         attempt: annotation(ATTEMPT_ANNOTATION),
+        goes_back: annotation(GOES_BACK_ANNOTATION).is_some(),
         prior_replicas: None,
         switch,
         pods: pods.iter().map(|pod| pods::seen(pod, None)).collect(),

@@ -17,7 +17,7 @@ use kube::{
 use super::{client::bounded, error::ClusterError, pods};
 use crate::{
     api::{
-        marks::{ATTEMPT_ANNOTATION, OWNER_ANNOTATION, PRIOR_REPLICAS_ANNOTATION},
+        marks::{ATTEMPT_ANNOTATION, GOES_BACK_ANNOTATION, OWNER_ANNOTATION, PRIOR_REPLICAS_ANNOTATION},
         release::{WorkloadKind, WorkloadRef},
     },
     upgrade::seen::{PodSeen, Switch, Workload},
@@ -180,6 +180,7 @@ impl Found {
             image: container.and_then(|c| self.images().remove(c)).unwrap_or_default(),
             owner: self.annotation(OWNER_ANNOTATION).map(str::to_owned),
             attempt: self.annotation(ATTEMPT_ANNOTATION).map(str::to_owned),
+            goes_back: self.annotation(GOES_BACK_ANNOTATION).is_some(),
             prior_replicas: self.annotation(PRIOR_REPLICAS_ANNOTATION).map(str::to_owned),
             switch: Switch::Replicas,
             unfinished: Vec::new(),

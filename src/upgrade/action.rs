@@ -9,7 +9,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Writes owner, attempt and how it ran before on a target or worker, by server-side apply without force.
-    Mark { workload: WorkerRef, uid: String, prior: Prior },
+    /// `back` says that the attempt goes back: from then on no write of the way forth can arrive.
+    Mark { workload: WorkerRef, uid: String, prior: Prior, back: bool },
     /// Takes attempt and prior state away again; the owner stays.
     Unmark { workload: WorkerRef, uid: String },
     /// Sets the replica count through the scale subresource.
@@ -28,8 +29,10 @@ pub enum Action {
     DeleteJob { step: String, uid: String },
     /// Lets Kubernetes delete a finished Job after a week.
     ArmJobTtl { step: String, uid: String },
-    /// Creates the candidate pod of a target as the plan has it.
+    /// Creates the candidate pod of a target as the plan has it, gated: a create bears no version, and may arrive late.
     CreateCandidate { target: String },
+    /// Lifts the gate, so that the candidate starts.
+    AdmitCandidate { target: String, uid: String },
     /// Deletes a candidate pod.
     DeleteCandidate { target: String, uid: String },
 }

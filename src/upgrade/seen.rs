@@ -91,6 +91,8 @@ pub struct Workload {
     /// Our annotations.
     pub owner: Option<String>,
     pub attempt: Option<String>,
+    /// The mark says that the attempt goes back.
+    pub goes_back: bool,
     pub prior_replicas: Option<String>,
     pub switch: Switch,
     /// Jobs of a CronJob that have not finished.
@@ -145,6 +147,8 @@ pub struct PodSeen {
     pub phase: String,
     pub ready: bool,
     pub deleting: bool,
+    /// Our gate keeps it from every node.
+    pub gated: bool,
     /// Since when and until when it may take to end; absent unless it is being deleted.
     pub terminating: Option<Terminating>,
     /// `imageID` of the container that matters.

@@ -273,17 +273,20 @@ impl World {
             Action::DeleteJob { step, .. } => format!("delete job {step}"),
             Action::ArmJobTtl { step, .. } => format!("arm {step}"),
             Action::CreateCandidate { target } => format!("candidate {target}"),
+            Action::AdmitCandidate { target, .. } => format!("admit candidate {target}"),
             Action::DeleteCandidate { target, .. } => format!("delete candidate {target}"),
         });
         match action {
-            Action::Mark { workload, prior, .. } => {
+            Action::Mark { workload, prior, back, .. } => {
                 let seen = self.workload(workload);
+                seen.goes_back = *back;
                 seen.attempt = Some(ATTEMPT.into());
                 seen.prior_replicas = Some(format!("{prior:?}"));
             }
             Action::Unmark { workload, .. } => {
                 let seen = self.workload(workload);
                 seen.attempt = None;
+                seen.goes_back = false;
                 seen.prior_replicas = None;
             }
             Action::Scale { workload, replicas, precondition } => {
@@ -332,11 +335,13 @@ impl World {
                 let pod = PodSeen {
                     name: format!("c-{target}"),
                     uid: "u".into(),
+                    gated: true,
                     ip: Some([10, 0, 0, 9].into()),
                     ..PodSeen::default()
                 };
                 assert!(self.seen.candidates.insert(target.clone(), pod).is_none());
             }
+            Action::AdmitCandidate { target, .. } => self.seen.candidates.get_mut(target).unwrap().gated = false,
             Action::DeleteCandidate { target, .. } => {
                 self.seen.candidates.get_mut(target).unwrap().deleting = true;
             }

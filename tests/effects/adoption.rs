@@ -93,7 +93,7 @@ async fn another_releases_workload_is_refused_by_name() {
         world.create(serde_json::to_value(release("second")).unwrap()).await;
     let uid = world.precondition(&server_ref()).await.uid;
     world
-        .act_for(&second, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2) })
+        .act_for(&second, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2), back: false })
         .await
         .unwrap();
     let found = adopted(&world).await;

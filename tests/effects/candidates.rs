@@ -60,6 +60,15 @@ async fn a_candidate_made_from_the_template_is_found_by_no_service_and_no_contro
 
     let seen = world.observe().await.candidates.remove("server").unwrap();
     assert_eq!((Some(&seen.uid), seen.phase.as_str(), seen.ready), (made.uid().as_ref(), "Pending", false));
+    // No node takes it before it is admitted, by the identity that was seen.
+    let admit = |uid: &str| Action::AdmitCandidate { target: "server".to_owned(), uid: uid.to_owned() };
+    assert!(seen.gated);
+    let error = world.act(admit("00000000-0000-0000-0000-000000000000")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Stale);
+    assert!(world.observe().await.candidates["server"].gated);
+    world.act(admit(&seen.uid)).await.unwrap();
+    world.act(admit(&seen.uid)).await.unwrap();
+    assert!(!world.observe().await.candidates["server"].gated);
     world
         .act(Action::DeleteCandidate {
             target: "server".to_owned(),

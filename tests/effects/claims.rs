@@ -12,7 +12,9 @@ use crate::world::{World, release, server_ref, worker_ref};
 
 async fn mark(world: &World, release: &MemoriaRelease) -> Result<(), memoria_operator::cluster::ClusterError> {
     let uid = world.precondition(&server_ref()).await.uid;
-    world.act_for(release, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2) }).await
+    world
+        .act_for(release, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2), back: false })
+        .await
 }
 
 async fn unmark(world: &World, release: &MemoriaRelease) {
@@ -82,6 +84,7 @@ async fn another_workload_of_the_same_name_is_not_marked() {
             workload: workload.into(),
             uid: "00000000-0000-0000-0000-000000000000".to_owned(),
             prior: Prior::Replicas(1),
+            back: false,
         };
         assert_eq!(world.act(action).await.unwrap_err().kind, Kind::Stale);
     }
@@ -93,7 +96,10 @@ async fn a_workload_that_was_deleted_is_not_made_anew_by_a_mark() {
     let world = World::new("claims-deleted").await;
     let uid = world.precondition(&server_ref()).await.uid;
     world.api::<Deployment>().delete("memoria", &DeleteParams::background()).await.unwrap();
-    world.act(Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2) }).await.unwrap_err();
+    world
+        .act(Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2), back: false })
+        .await
+        .unwrap_err();
     assert!(world.api::<Deployment>().get_opt("memoria").await.unwrap().is_none());
     assert!(world.observe().await.targets.is_empty());
 }

@@ -92,7 +92,7 @@ async fn plan(world: &mut World, workers: &[&WorkerRef]) {
 
 async fn mark(world: &World, worker: &WorkerRef, prior: Prior) {
     let uid = read(world, worker).await.uid().unwrap();
-    world.act(Action::Mark { workload: worker.clone(), uid, prior }).await.unwrap();
+    world.act(Action::Mark { workload: worker.clone(), uid, prior, back: false }).await.unwrap();
 }
 
 async fn unmark(world: &World, worker: &WorkerRef) {

@@ -23,13 +23,14 @@ use crate::{
 /// An action, as far as the world of the model knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    Mark(Who),
+    Mark(Who, bool),
     Unmark(Who),
     Scale(Who, bool),
     SetImage(Image),
     CreateJob { step: Step, manifest: bool, late: bool, baseline: bool },
     DeleteJob { step: Step, uid: u8 },
     CreateCandidate,
+    AdmitCandidate,
     DeleteCandidate,
 }
 
@@ -45,7 +46,7 @@ pub struct Decided {
 #[derive(Clone, Debug)]
 pub struct Told {
     pub outcome: Option<Outcome>,
-    /// A person's word is waited for.
+    /// A person's word is waited for, or that another hand lets go.
     pub awaits: bool,
     /// It turned back, and says that the image is to blame.
     pub blames: bool,
@@ -70,7 +71,8 @@ impl Tables {
         let number = u32::try_from(self.journals.len()).expect("few journals");
         self.told.push(Arc::new(Told {
             outcome: journal.outcome,
-            awaits: journal.rollback.as_ref().is_some_and(|rollback| rollback.awaiting.is_some()),
+            awaits: journal.rollback.as_ref().is_some_and(|rollback| rollback.awaiting.is_some())
+                || journal.message.as_ref().is_some_and(|message| message.contains(OTHER_HAND)),
             blames: journal.failure.as_ref().is_some_and(|failure| failure.category == Category::Candidate),
             phase: journal.phase.clone().unwrap_or_default(),
         }));
@@ -79,6 +81,9 @@ impl Tables {
         number
     }
 }
+
+/// Says that nothing goes on before another hand lets go; of all messages the only one that a rule asks for.
+const OTHER_HAND: &str = "something else moves it";
 
 pub struct Machine {
     plan: MemoriaUpgradeSpec,
@@ -142,7 +147,7 @@ impl Machine {
 
 /// Messages are for people: nothing is decided on them, and without them there are fewer journals.
 fn without_words(mut journal: MemoriaUpgradeStatus) -> MemoriaUpgradeStatus {
-    journal.message = None;
+    journal.message.take_if(|message| !message.contains(OTHER_HAND));
     for record in &mut journal.phases {
         record.message.clear();
     }
@@ -156,7 +161,7 @@ fn without_words(mut journal: MemoriaUpgradeStatus) -> MemoriaUpgradeStatus {
 
 fn act(action: &Action) -> Act {
     match action {
-        Action::Mark { workload, .. } => Act::Mark(plan::who(workload)),
+        Action::Mark { workload, back, .. } => Act::Mark(plan::who(workload), *back),
         Action::Unmark { workload, .. } => Act::Unmark(plan::who(workload)),
         Action::Scale { workload, replicas, .. } => {
             assert!((0..=1).contains(replicas), "{replicas} replicas were never planned");
@@ -180,6 +185,7 @@ fn act(action: &Action) -> Act {
             Act::DeleteJob { step: Step::of(step), uid: number.expect("a Job's number") }
         }
         Action::CreateCandidate { .. } => Act::CreateCandidate,
+        Action::AdmitCandidate { .. } => Act::AdmitCandidate,
         Action::DeleteCandidate { .. } => Act::DeleteCandidate,
         other => panic!("the model does not know {other:?}"),
     }

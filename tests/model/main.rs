@@ -66,12 +66,12 @@ fn tell(machine: &machine::Machine, name: &str, path: stateright::Path<state::St
 
 #[test]
 fn every_rule_holds_where_failures_are_taken_back() {
-    every_rule_holds(true, bound(1));
+    every_rule_holds(true, bound(2));
 }
 
 #[test]
 fn every_rule_holds_where_failures_stop() {
-    every_rule_holds(false, bound(1));
+    every_rule_holds(false, bound(2));
 }
 
 #[test]

@@ -132,6 +132,7 @@ fn workload(load: Load, who: Who) -> Workload {
         ready_replicas: ready,
         image: if who == Who::Server { image(load.image).into() } else { String::new() },
         attempt: load.marked.then(|| ATTEMPT.to_owned()),
+        goes_back: load.back,
         prior_replicas: load.marked.then(|| "1".to_owned()),
         pods,
         ..Workload::default()
@@ -191,6 +192,7 @@ fn candidate(candidate: Candidate) -> Option<PodSeen> {
         PodSeen { name: "candidate".into(), uid: "candidate".into(), phase: "Running".into(), ..PodSeen::default() };
     match candidate {
         Candidate::Absent => None,
+        Candidate::Gated => Some(PodSeen { gated: true, phase: "Pending".into(), ..pod }),
         Candidate::Starting => Some(pod),
         Candidate::Ready => Some(PodSeen { ready: true, ..pod }),
         Candidate::Broken => Some(PodSeen { restarts: 3, ..pod }),

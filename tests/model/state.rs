@@ -30,6 +30,8 @@ pub struct Load {
     pub up: bool,
     pub image: Image,
     pub marked: bool,
+    /// The mark says that the attempt goes back.
+    pub back: bool,
     pub pod: Pod,
     pub generation: u8,
     /// Another hand, not the operator, asked for the replica that is there.
@@ -39,6 +41,8 @@ pub struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Candidate {
     Absent,
+    /// Made, and not admitted to any node.
+    Gated,
     Starting,
     Ready,
     Broken,
@@ -243,7 +247,15 @@ pub struct State {
 
 impl State {
     pub fn first(left: u8) -> Self {
-        let load = |image| Load { up: true, image, marked: false, pod: Pod::Up(image), generation: 1, stray: false };
+        let load = |image| Load {
+            up: true,
+            image,
+            marked: false,
+            back: false,
+            pod: Pod::Up(image),
+            generation: 1,
+            stray: false,
+        };
         Self {
             journal: 0,
             clock: 0,

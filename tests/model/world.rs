@@ -123,11 +123,8 @@ impl World {
                 }
             }
         }
-        if let Some(ghost) = state.ghost {
-            moves.push(Move::GhostFades);
-            if !self.too_late(state, ghost) {
-                moves.push(Move::GhostLands);
-            }
+        if state.ghost.is_some() {
+            moves.extend([Move::GhostFades, Move::GhostLands]);
         }
         for who in [Who::Server, Who::Worker] {
             if pods(state.load(who)) != state.load(who).pod {
@@ -245,16 +242,6 @@ impl World {
         }
     }
 
-    /// A create bears no version. That of a candidate is bounded by its deadline alone: it arrives before the next leader
-    /// is through with the candidates, or not at all.
-    fn too_late(&self, state: &State, ghost: Pending) -> bool {
-        let decided = self.machine.decided(ghost.decision);
-        let act = usize::from(ghost.at).checked_sub(1).and_then(|at| decided.actions.get(at));
-        let phase = &self.machine.told(state.journal).phase;
-        let through = state.baseline.is_some() || !["Start", "RollbackQuiesce"].contains(&phase.as_str());
-        matches!(act, Some(Act::CreateCandidate)) && through
-    }
-
     /// One write of a decision; answers whether the rest of it may follow.
     fn write(&self, state: &mut State, pending: Pending) -> bool {
         let decided = self.machine.decided(pending.decision);
@@ -272,8 +259,14 @@ impl World {
             Who::Worker => pending.fresh.worker,
         };
         match decided.actions[at] {
-            Act::Mark(who) => state.change(who).marked = true,
-            Act::Unmark(who) => state.change(who).marked = false,
+            Act::Mark(who, back) => {
+                let load = state.change(who);
+                (load.marked, load.back) = (true, back);
+            }
+            Act::Unmark(who) => {
+                let load = state.change(who);
+                (load.marked, load.back) = (false, false);
+            }
             Act::Scale(who, up) => {
                 if !fresh(who) {
                     return false;
@@ -314,15 +307,21 @@ impl World {
                 }
             }
             Act::CreateCandidate => match state.candidate {
-                Candidate::Absent => state.candidate = Candidate::Starting,
+                Candidate::Absent => state.candidate = Candidate::Gated,
                 Candidate::Ending => return false,
                 _ => {}
             },
-            Act::DeleteCandidate => {
-                if state.candidate != Candidate::Absent {
-                    state.candidate = Candidate::Ending;
+            Act::AdmitCandidate => {
+                if state.candidate == Candidate::Gated {
+                    state.candidate = Candidate::Starting;
                 }
             }
+            Act::DeleteCandidate => match state.candidate {
+                Candidate::Absent => {}
+                // No node has anything of it to end.
+                Candidate::Gated => state.candidate = Candidate::Absent,
+                _ => state.candidate = Candidate::Ending,
+            },
         }
         at + 1 < decided.actions.len()
     }

@@ -27,10 +27,11 @@
 - apiGroups: [apps]
   resources: [deployments/scale, statefulsets/scale]
   verbs: [get, update, patch]
-# Whether writers are gone and new pods run; candidate pods are made from a target's template and removed again.
+# Whether writers are gone and new pods run; candidate pods are made from a target's template and removed again. Patch lifts
+# the scheduling gate that they are made with.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
 # The steps of an attempt, and workers that are Jobs. Patch sets the lifetime of finished steps, and suspends and resumes
 # workers.
 - apiGroups: [batch]

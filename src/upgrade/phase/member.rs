@@ -346,12 +346,12 @@ pub fn pod_failure(what: &str, trouble: &Trouble) -> Step {
 }
 
 /// Marks what does not bear this attempt's mark yet. `Ok` when all do.
-pub fn mark(attempt: &str, members: &[Member<'_>]) -> Result<(), Step> {
+pub fn mark(attempt: &str, members: &[Member<'_>], back: bool) -> Result<(), Step> {
     let mut actions = Vec::new();
     for member in members {
         match member.seen.attempt.as_deref() {
-            Some(mark) if mark == attempt => {}
-            Some(other) => {
+            Some(mark) if mark == attempt && member.seen.goes_back == back => {}
+            Some(other) if other != attempt => {
                 return Err(Step::fail(
                     Category::Conflict,
                     "MarkedByAnotherAttempt",
@@ -362,10 +362,11 @@ pub fn mark(attempt: &str, members: &[Member<'_>]) -> Result<(), Step> {
                     ),
                 ));
             }
-            None => actions.push(Action::Mark {
+            _ => actions.push(Action::Mark {
                 workload: member.reference.clone(),
                 uid: member.uid.to_owned(),
                 prior: member.prior.clone(),
+                back,
             }),
         }
     }

@@ -10,7 +10,7 @@ fn step(cx: &Context<'_>) -> Step {
     // What an autoscaler has set by now is what it comes back to: the plan may be hours old.
     chain!(remember_autoscaled(cx));
     // Marks first: from the first stopped pod on, the way back must be readable on the workloads themselves.
-    chain!(mark(cx.attempt, &take!(cx.writers())));
+    chain!(mark(cx.attempt, &take!(cx.writers()), false));
     chain!(flag(cx, true));
     // Workers before servers, so that what they hold can still be handed over.
     chain!(to_zero(&take!(cx.workers())), to_zero(&take!(cx.servers())));

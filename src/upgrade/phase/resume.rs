@@ -1,6 +1,6 @@
 //! Resume: an attempt that failed before the image moved brings back what ran before; nothing else was touched.
 
-use super::{Context, Phase, Step, arm_jobs, chain, flag, take, to_prior, unmark, wait_only};
+use super::{Context, Phase, Step, arm_jobs, chain, flag, intruder::images, take, to_prior, unmark, wait_only};
 use crate::upgrade::{Action, seen::JobState};
 
 pub const PHASE: Phase = Phase { name: "Resume", limit: |_| None, step, uninterruptible: true };
@@ -20,6 +20,10 @@ fn step(cx: &Context<'_>) -> Step {
     let servers: Vec<_> = take!(cx.servers()).into_iter().filter(|m| m.seen.attempt.is_some()).collect();
     let workers: Vec<_> = take!(cx.workers()).into_iter().filter(|m| m.seen.attempt.is_some()).collect();
     if !servers.is_empty() || !workers.is_empty() {
+        // Where another hand has moved an image, the servers are not those that the data belongs to.
+        if servers.iter().chain(&workers).any(|member| member.start().is_some()) {
+            chain!(wait_only(images(cx, |target| &target.from_image)));
+        }
         chain!(wait_only(to_prior(&servers)), flag(cx, false), wait_only(to_prior(&workers)));
     }
     chain!(arm_jobs(cx), unmark(&take!(cx.writers())));

@@ -34,8 +34,9 @@ fn step(cx: &Context<'_>) -> Step {
         return Step::wait("the candidates end");
     }
     chain!(intruder::writers(cx));
-    // The marks are gone where the attempt had succeeded before a person took it back.
-    chain!(mark(cx.attempt, &take!(cx.writers())));
+    // The marks are gone where the attempt had succeeded before a person took it back. Where they are not, they change,
+    // and with them the version of every writer: what a former leader decided on the way forth cannot reach them.
+    chain!(mark(cx.attempt, &take!(cx.writers()), true));
     chain!(flag(cx, true));
     chain!(to_zero(&take!(cx.workers())), to_zero(&take!(cx.servers())));
     Step::done("nothing that can write is left")

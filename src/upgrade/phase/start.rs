@@ -114,6 +114,10 @@ fn candidate(cx: &Context<'_>, target: &PlannedTarget) -> Result<(), Step> {
             vec![Action::CreateCandidate { target: target.name.clone() }],
             format!("starting one candidate of {}", target.name),
         )),
+        (false, Some(pod)) if pod.gated && !pod.deleting => Err(Step::act(
+            vec![Action::AdmitCandidate { target: target.name.clone(), uid: pod.uid.clone() }],
+            format!("starting one candidate of {}", target.name),
+        )),
         (false, Some(pod)) if pod.ready && asks(cx, target) => {
             let Some(address) = pod.ip else {
                 return Err(Step::wait(format!("candidate {} gets its address", pod.name)));
