@@ -12,6 +12,7 @@ pub mod image;
 pub mod phase;
 pub mod preflight;
 pub mod seen;
+pub mod settings;
 pub mod version;
 
 pub use action::{Action, Precondition, Prior};

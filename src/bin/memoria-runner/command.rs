@@ -17,12 +17,30 @@ use crate::{
 };
 
 /// Why a command cannot get its database.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum AccessError {
-    #[error(transparent)]
-    Url(#[from] UrlError),
-    #[error("the password file {path} cannot be written: {source}; the container needs an emptyDir at its directory")]
+    Url(UrlError),
     PasswordFile { path: String, source: io::Error },
+}
+
+impl std::fmt::Display for AccessError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Url(error) => error.fmt(f),
+            Self::PasswordFile { path, source } => write!(
+                f,
+                "the password file {path} cannot be written: {source}; the container needs an emptyDir at its directory"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for AccessError {}
+
+impl From<UrlError> for AccessError {
+    fn from(error: UrlError) -> Self {
+        Self::Url(error)
+    }
 }
 
 /// How commands reach the database: a URL without password, and the password in a file that only we can read.

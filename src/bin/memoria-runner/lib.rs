@@ -1,7 +1,8 @@
-//! The part of the runner that the operator uses too: orders and results, how a database URL is taken apart, and how a
-//! password is taken out of a stream. Nothing in here starts a process.
+//! The part of the runner that the operator uses too: orders and results, how a database URL is taken apart, how a
+//! password is taken out of a stream, and how a text is packed into an answer. Nothing in here starts a process.
 
 pub mod order;
+pub mod pack;
 pub mod redact;
 pub mod url;
 

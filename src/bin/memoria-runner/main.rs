@@ -9,6 +9,7 @@ use memoria_runner::{
 
 mod bootstrap;
 mod command;
+mod defaults;
 mod guarded;
 mod install;
 mod output;
@@ -19,12 +20,13 @@ mod supervise;
 
 use self::{guarded::Work, supervise::Supervisor};
 
-const USAGE: &str = "usage: memoria-runner install DESTINATION | probe | init-db | migrate | bootstrap | parity\n\
+const USAGE: &str = "usage: memoria-runner install DESTINATION | probe | defaults | init-db | migrate | bootstrap | parity\n\
                      All but install take their order as JSON from MEMORIA_RUNNER_ORDER.";
 
 #[derive(Clone, Copy)]
 enum Mode {
     Probe,
+    Defaults,
     Guarded(Work),
     Bootstrap,
     Parity,
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     let mode = match words.as_slice() {
         ["install", destination] => return install(Path::new(destination)),
         ["probe"] => Mode::Probe,
+        ["defaults"] => Mode::Defaults,
         ["init-db"] => Mode::Guarded(Work::InitDb),
         ["migrate"] => Mode::Guarded(Work::Migrate),
         ["bootstrap"] => Mode::Bootstrap,
@@ -79,6 +82,7 @@ fn carry_out(mode: Mode) -> Result<bool, String> {
         match mode {
             Mode::Guarded(work) => return guarded::run(work, &order, &mut supervisor).map_err(unwritten),
             Mode::Probe => probe::run(&order, &mut supervisor),
+            Mode::Defaults => defaults::run(&order),
             Mode::Bootstrap => bootstrap::run(&order, &mut supervisor),
             Mode::Parity => parity::run(&order, &mut supervisor),
         }

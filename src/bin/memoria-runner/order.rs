@@ -49,6 +49,9 @@ pub struct RunnerOrder {
     /// `probe`: whether to ask the image's command line what it can do.
     #[serde(default)]
     pub ask_cli: bool,
+    /// `defaults`: the image's file of default settings; absent: the runner looks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline_path: Option<String>,
     /// `lock_timeout` of the commands' database sessions, in seconds.
     #[serde(default = "lock_timeout")]
     pub lock_timeout_seconds: u64,
@@ -94,6 +97,7 @@ impl RunnerOrder {
             go_seconds: minutes_10(),
             verdict_seconds: minutes_10(),
             ask_cli: false,
+            baseline_path: None,
             lock_timeout_seconds: lock_timeout(),
             shared_directory: shared_directory(),
             private_directory: private_directory(),
@@ -182,6 +186,7 @@ pub enum Category {
 #[serde(tag = "of", rename_all = "camelCase")]
 pub enum Facts {
     Probe(ProbeFacts),
+    Defaults(DefaultsFacts),
 }
 
 /// What `probe` found out about an image.
@@ -198,4 +203,14 @@ pub struct ProbeFacts {
     /// Whether `migrate run` knows `--all`.
     #[serde(default)]
     pub runs_all: bool,
+}
+
+/// The settings that an image comes with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DefaultsFacts {
+    /// Where the file was found in the image.
+    pub path: String,
+    /// Its text, as [`crate::pack::pack`] writes it.
+    pub packed: String,
 }

@@ -43,9 +43,16 @@ enum Stream {
 }
 
 /// Why the runner cannot begin.
-#[derive(Debug, thiserror::Error)]
-#[error("signals cannot be received: {0}")]
+#[derive(Debug)]
 pub struct NoSignals(std::io::Error);
+
+impl std::fmt::Display for NoSignals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "signals cannot be received: {}", self.0)
+    }
+}
+
+impl std::error::Error for NoSignals {}
 
 /// The one place where signals arrive and processes are waited for.
 pub struct Supervisor {

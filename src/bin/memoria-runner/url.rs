@@ -27,18 +27,35 @@ pub struct DatabaseUrl {
 }
 
 /// Why a URL cannot be used. Shows no part of it but the scheme.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UrlError {
-    #[error("the database URL has no `scheme://`; write one as SQLAlchemy does, e.g. postgresql://user@host:5432/name")]
     NoScheme,
-    #[error(
-        "the database URL's driver {0} does not read libpq's password file, and a password in a command line is \
-         readable for all; use postgresql:// , postgresql+psycopg2:// or postgresql+psycopg://"
-    )]
     Driver(String),
-    #[error("the database URL carries {0} in its query, which would be readable in a command line; use a file instead")]
     QuerySecret(&'static str),
 }
+
+impl std::fmt::Display for UrlError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoScheme => f.write_str(
+                "the database URL has no `scheme://`; write one as SQLAlchemy does, e.g. \
+                 postgresql://user@host:5432/name",
+            ),
+            Self::Driver(driver) => write!(
+                f,
+                "the database URL's driver {driver} does not read libpq's password file, and a password in a command \
+                 line is readable for all; use postgresql:// , postgresql+psycopg2:// or postgresql+psycopg://"
+            ),
+            Self::QuerySecret(key) => write!(
+                f,
+                "the database URL carries {key} in its query, which would be readable in a command line; use a file \
+                 instead"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for UrlError {}
 
 impl std::fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -478,6 +478,41 @@ fn a_probe_says_what_is_wrong_and_what_to_do() {
     assert_eq!(place.report().reason, "NotWritable");
 }
 
+#[test]
+fn the_images_defaults_are_packed_into_the_answer_and_not_logged() {
+    let mut place = Place::new("defaults", CLI);
+    let text = "memory:\n  team_mode: false # generated-value\n".repeat(30);
+    fs::write(place.root.join("config.example.yaml"), &text).unwrap();
+    let output = place.command("defaults").current_dir(&place.root).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let facts = &place.answer()["facts"];
+    assert_eq!((&facts["of"], &facts["path"]), (&json!("defaults"), &json!("config.example.yaml")));
+    let packed = facts["packed"].as_str().unwrap();
+    assert_eq!(memoria_runner::pack::unpack(packed, 1 << 20).unwrap(), text);
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("generated-value"));
+
+    let named = place.root.join("other.yaml");
+    place.order.baseline_path = Some(named.display().to_string());
+    assert!(!place.command("defaults").current_dir(&place.root).output().unwrap().status.success());
+    let report = place.report();
+    assert_eq!(report.reason, "NoDefaults");
+    assert!(report.message.contains("other.yaml") && report.message.contains("config.baselinePath"));
+
+    // What cannot be made small: numbers without a pattern.
+    let mut state = 1_u64;
+    let noise: String = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("k{:x}: {:x}\n", state >> 40, state >> 20)
+    })
+    .take(400)
+    .collect();
+    fs::write(&named, &noise).unwrap();
+    assert!(!place.command("defaults").output().unwrap().status.success());
+    let report = place.report();
+    assert_eq!(report.reason, "DefaultsTooLarge");
+    assert!(report.message.contains(&format!("{} bytes", noise.len())), "{}", report.message);
+}
+
 const BOOTSTRAP: &str = r#"
 import sys
 assert sys.argv[1:3] == ["bootstrap", "--non-interactive"] and sys.argv[3] == "--config" and sys.argv[5] == "--env-file"
