@@ -21,6 +21,9 @@ pub const PRIOR_SUSPEND_ANNOTATION: &str = "memoria.arca.run/prior-suspend";
 /// On ScaledObjects while an attempt is open: the value of `autoscaling.keda.sh/paused-replicas` to come back to, or
 /// `absent`.
 pub const PRIOR_PAUSED_REPLICAS_ANNOTATION: &str = "memoria.arca.run/prior-paused-replicas";
+/// On the ConfigMap with Memoria's settings: the attempt that put its prior ones back. It also gives the object another
+/// version where the text is the same, so that a late write is refused.
+pub const SETTINGS_RESTORED_ANNOTATION: &str = "memoria.arca.run/settings-restored-by";
 /// On Jobs: SHA-256 of the pinned manifest and its input, in hex. A Job with another hash is not ours.
 pub const TEMPLATE_HASH_ANNOTATION: &str = "memoria.arca.run/template-hash";
 /// On a release, set by a person: any new value starts the pre-flight checks again.

@@ -7,6 +7,7 @@ pub mod duration;
 pub mod marks;
 pub mod release;
 mod schema;
+pub mod settings;
 pub mod upgrade;
 
 pub use decision::{MemoriaDecision, MemoriaDecisionSpec};

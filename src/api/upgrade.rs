@@ -12,6 +12,7 @@ use super::{
     decision::DecisionAction,
     release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkerRef, WorkloadRef},
     schema,
+    settings::{ConfigRecord, PlannedConfig},
 };
 
 /// The version of plan and journal that this operator writes. It reads this and every lower one.
@@ -73,6 +74,9 @@ pub struct MemoriaUpgradeSpec {
     /// The migrations that will run, in order; empty when none.
     #[schemars(length(max = 256))]
     pub migrations: Vec<String>,
+    /// Memoria's settings as they will be written; absent when the release has no `config`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<PlannedConfig>,
     /// How long each part may take.
     pub timeouts: Timeouts,
     /// The attempt's Jobs as they will be created, by step.
@@ -270,6 +274,9 @@ pub struct MemoriaUpgradeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub migrations: Vec<MigrationRecord>,
+    /// What became of Memoria's settings; present from the end of ConfigRefresh on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigRecord>,
     /// What the attempt waits for, without having failed; absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use super::{
     client::bounded,
     error::{ClusterError, Kind},
-    template, worker, workload,
+    settings, template, worker, workload,
 };
 use crate::{
     api::{
@@ -77,6 +77,8 @@ pub async fn act(
             set_image(client, ns, workload, precondition, container, image, false).await
         }
         Action::SetFlag { value } => set_flag(client, ns, upgrade, value).await,
+        Action::KeepConfig => settings::keep(client, ns, upgrade).await,
+        Action::SetConfig { precondition, prior } => settings::set(client, ns, upgrade, precondition, *prior).await,
         Action::CreateJob { step, input } => {
             let planned = planned_job(upgrade, step)?;
             create_job(client, ns, &template::job(&planned.manifest, input)?).await

@@ -20,7 +20,8 @@ use super::{
     client::bounded,
     data,
     error::ClusterError,
-    findings, managers,
+    findings, managers, settings,
+    settings::ConfigFound,
     worker::{self, scaled_objects},
     workload::{self, Found},
 };
@@ -45,6 +46,8 @@ pub struct Adopted {
     pub workers: Vec<AdoptedWorkload>,
     /// Absent when the spec names none, or when it or its key is missing.
     pub flag: Option<FlagFound>,
+    /// Memoria's settings; absent when the spec names none, or when something of them is missing.
+    pub config: Option<ConfigFound>,
     /// All Services of the namespace.
     pub services: Vec<ServiceSelector>,
     /// What the Server keeps on claims.
@@ -127,7 +130,7 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
     let services: Api<Service> = Api::namespaced(client.clone(), ns);
     let autoscalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), ns);
     let storage = spec.snapshot.claim_name(&release.name_any());
-    let (releases, services, autoscalers, targets, workers, flag, storage) = futures::try_join!(
+    let (releases, services, autoscalers, targets, workers, flag, storage, (config, config_checks)) = futures::try_join!(
         bounded("list the releases of", ns, releases.list_metadata(&everything)),
         bounded("list the Services of", ns, services.list(&everything)),
         bounded("list the autoscalers of", ns, autoscalers.list(&everything)),
@@ -135,6 +138,7 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
         try_join_all(spec.ingestion.workers.iter().map(|w| worker::read(client, ns, w))),
         read_flag(client, ns, release),
         data::storage(client, ns, &storage),
+        settings::find(client, ns, release),
     )?;
     let known: Vec<(String, String)> =
         releases.items.iter().map(|r| (r.uid().unwrap_or_default(), r.name_any())).collect();
@@ -165,6 +169,8 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
         adopted.flag = found;
         adopted.checks.push(check);
     }
+    adopted.config = config;
+    adopted.checks.extend(config_checks);
     if let Some(server) = adopted.targets.iter().find(|target| target.role == Role::Server) {
         let workloads = adopted.targets.iter().map(|target| &target.workload).chain(&adopted.workers);
         let known: Vec<&str> = workloads.flat_map(|w| &w.seen.pods).map(|pod| pod.uid.as_str()).collect();

@@ -65,6 +65,11 @@ pub(crate) fn of_switch(meta: &ObjectMeta) -> Vec<Manager> {
     all
 }
 
+/// Who set a key of a ConfigMap, ourselves left out.
+pub(crate) fn of_key(meta: &ObjectMeta, key: &str) -> Vec<Manager> {
+    of_field(meta, &["f:data", &format!("f:{key}")])
+}
+
 fn of_field(meta: &ObjectMeta, path: &[&str]) -> Vec<Manager> {
     let entries = meta.managed_fields.iter().flatten();
     entries.filter(|e| has(e, path)).filter_map(manager).collect()

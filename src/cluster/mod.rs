@@ -15,6 +15,7 @@ pub mod managers;
 pub mod observe;
 mod pods;
 pub mod preflight;
+pub mod settings;
 mod template;
 pub mod watches;
 mod worker;

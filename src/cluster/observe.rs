@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
-use super::{client::bounded, error::ClusterError, jobs, pods, template, worker, workload};
+use super::{client::bounded, error::ClusterError, jobs, pods, settings, template, worker, workload};
 use crate::{
     api::{
         MemoriaDecision, MemoriaRelease, MemoriaUpgrade,
@@ -48,14 +48,16 @@ pub async fn observe(
     let live_jobs = try_join_all(plan.jobs.iter().map(|job| observe_planned(client, ns, job)));
     let own_pods = pods_of(client, ns, &attempt);
     let orders = orders(client, ns, release, upgrade);
-    let (targets, workers, flag, live_jobs, own_pods, orders) =
-        futures::try_join!(targets, workers, flag, live_jobs, own_pods, orders)?;
+    let config = settings::observe(client, ns, plan, &attempt);
+    let (targets, workers, flag, live_jobs, own_pods, orders, config) =
+        futures::try_join!(targets, workers, flag, live_jobs, own_pods, orders, config)?;
 
     let mut observed = Observed {
         refusal: None,
         targets: targets.into_iter().flatten().collect(),
         workers: workers.into_iter().flatten().collect(),
         flag,
+        config,
         jobs: BTreeMap::new(),
         candidates: BTreeMap::new(),
         orders,

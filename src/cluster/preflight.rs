@@ -23,7 +23,7 @@ use super::{
     act,
     client::bounded,
     error::{ClusterError, Kind},
-    template, worker,
+    settings, template, worker,
 };
 use crate::{
     api::{
@@ -123,6 +123,10 @@ pub async fn dry_run(
         let answer = dry_stop(client, ns, &owner, attempt, &worker.workload, &prior_of(worker)).await.map(drop);
         let name = format!("admit-worker-{}", worker.workload.to_string().replace('/', "-"));
         results.push(judged(name, "marks and being stopped would be admitted", answer));
+    }
+    if plan.config.is_some() {
+        let answer = settings::dry_run(client, ns, plan, attempt).await;
+        results.push(judged("admit-config".to_owned(), "both writes of the settings would be admitted", answer));
     }
     results.push(judged(
         "snapshot-claim".to_owned(),

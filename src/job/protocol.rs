@@ -288,6 +288,8 @@ pub enum Facts {
     Check(CheckFacts),
     /// From the runner's `probe`, in a candidate's or prior image.
     Probe(ProbeFacts),
+    /// From the runner's `defaults`: the settings that an image comes with.
+    Defaults(DefaultsFacts),
     Baseline(BaselineFacts),
     Restore(RestoreFacts),
 }
@@ -380,6 +382,15 @@ pub struct ProbeFacts {
     /// Whether `migrate run` knows `--all`.
     #[serde(default)]
     pub runs_all: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DefaultsFacts {
+    /// Where the file was found in the image.
+    pub path: String,
+    /// Its text, as `memoria_runner::pack` writes it.
+    pub packed: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,10 @@ pub enum Action {
     SetImage { workload: WorkloadRef, precondition: Precondition, container: String, image: String },
     /// Sets the maintenance flag.
     SetFlag { value: String },
+    /// Creates the immutable ConfigMap with the prior and the merged settings; one with this content is taken as created.
+    KeepConfig,
+    /// Writes the merged settings from there into the output's key, or the prior ones.
+    SetConfig { precondition: Precondition, prior: bool },
     /// Creates the plan's Job of that step, with this input; a Job of the same name and hash is taken as created.
     CreateJob { step: String, input: JobInput },
     /// Deletes a Job and its pods.

@@ -284,6 +284,9 @@ impl Driver<'_> {
         if phase.name == phase::RESUME.name || phase.name == phase::RESUME_INGESTION {
             journal.writers_back_at = journal.writers_stopped_at.as_ref().map(|_| Time(self.now));
         }
+        if let Some(config) = phase::config_record(phase.name, self.plan, journal) {
+            journal.config = Some(config);
+        }
         match done.facts {
             Some(Facts::Snapshot(facts)) => {
                 journal.snapshot = Some(SnapshotRecord {

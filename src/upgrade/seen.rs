@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::{
-    api::{release::WorkerRef, upgrade::Category},
+    api::{release::WorkerRef, settings::PlannedConfig, upgrade::Category},
     job::protocol::JobReport,
 };
 
@@ -18,6 +18,8 @@ pub struct Observed {
     pub workers: BTreeMap<WorkerRef, Workload>,
     /// The maintenance flag's value now; absent when there is no flag or no such key.
     pub flag: Option<String>,
+    /// Memoria's settings; absent when the plan has none.
+    pub config: Option<ConfigSeen>,
     /// The attempt's Jobs by step; absent when there is none.
     pub jobs: BTreeMap<String, JobSeen>,
     /// Candidate pods by target name; absent when there is none.
@@ -32,6 +34,50 @@ impl Observed {
     pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         let pods = self.targets.values().chain(self.workers.values()).flat_map(|workload| &workload.pods);
         pods.filter_map(|pod| pod.terminating.as_ref()).map(|ending| ending.due).filter(|due| *due > now).min()
+    }
+}
+
+/// Memoria's settings by their hashes: no decision rests on a value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigSeen {
+    /// Absent when the ConfigMap is gone.
+    pub output: Option<OutputSeen>,
+    /// SHA-256 in hex; absent without overrides, and when they are gone.
+    pub overrides_sha256: Option<String>,
+    /// The attempt's own ConfigMap with both texts; absent when there is none.
+    pub kept: Option<KeptSeen>,
+}
+
+/// The ConfigMap whose key is rewritten.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutputSeen {
+    pub uid: String,
+    pub resource_version: String,
+    pub immutable: bool,
+    /// SHA-256 of the key's text, in hex; absent when there is no such key.
+    pub sha256: Option<String>,
+    /// Other field managers of the key, as `managedFields` names them.
+    pub managers: Vec<String>,
+}
+
+impl OutputSeen {
+    /// ` (by kubectl-edit)`, or nothing where that is not known.
+    pub fn by(&self) -> String {
+        if self.managers.is_empty() { String::new() } else { format!(" (by {})", self.managers.join(", ")) }
+    }
+}
+
+/// The immutable ConfigMap with both texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptSeen {
+    pub prior_sha256: Option<String>,
+    pub new_sha256: Option<String>,
+}
+
+impl KeptSeen {
+    /// Whether it keeps what this plan says.
+    pub fn is_of(&self, config: &PlannedConfig) -> bool {
+        self.prior_sha256.as_ref() == Some(&config.prior_sha256) && self.new_sha256.as_ref() == Some(&config.new_sha256)
     }
 }
 

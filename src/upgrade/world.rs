@@ -7,12 +7,13 @@ use jiff::Timestamp;
 
 use super::{
     Action, Decision, Observed, decide,
-    seen::{JobSeen, JobState, PodSeen, Switch, Trouble, Workload},
+    seen::{ConfigSeen, JobSeen, JobState, KeptSeen, OutputSeen, PodSeen, Switch, Trouble, Workload},
 };
 use crate::{
     api::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
         release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkerRef, WorkloadKind, WorkloadRef},
+        settings::{ConfigReport, PlannedConfig},
         upgrade::{
             Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage,
             PlannedTarget, PlannedWorker,
@@ -24,6 +25,8 @@ use crate::{
 pub const ATTEMPT: &str = "memoria-1";
 pub const OLD: &str = "r/server:0.9.0";
 pub const NEW: &str = "r/server:1.0.0@sha256:new";
+pub const PRIOR_CONFIG: &str = "prior-settings";
+pub const NEW_CONFIG: &str = "new-settings";
 
 /// What the next Job, pod or write shall do instead of going well.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +47,10 @@ pub enum Fault {
     ImageFlipped,
     /// Replicas of the server come back by another hand once they are at zero.
     ScaledUpByOther,
+    /// Another hand puts the prior settings back whenever they are the new ones.
+    ConfigReverted,
+    /// Another hand writes settings of its own in that phase.
+    ConfigChangedIn(&'static str),
 }
 
 pub struct World {
@@ -121,7 +128,49 @@ pub fn worker(workload: WorkerRef, replicas: i32) -> PlannedWorker {
     }
 }
 
+impl OutputSeen {
+    /// Another content, as any writer leaves it.
+    pub fn set(&mut self, sha256: &str) {
+        self.sha256 = Some(sha256.into());
+        let version: u64 = self.resource_version.parse().unwrap();
+        self.resource_version = (version + 1).to_string();
+    }
+}
+
 impl World {
+    /// The same with settings to refresh.
+    pub fn with_config(faults: impl IntoIterator<Item = Fault>) -> Self {
+        let mut world = Self::new();
+        world.faults.extend(faults);
+        world.plan.config = Some(PlannedConfig {
+            output: KeyRef { name: "memoria-config".into(), key: "config.yaml".into() },
+            output_uid: "uid-config".into(),
+            overrides: Some(KeyRef { name: "memoria-overrides".into(), key: "config.yaml".into() }),
+            baseline: "packed".into(),
+            prior_sha256: PRIOR_CONFIG.into(),
+            overrides_sha256: Some("overrides".into()),
+            new_sha256: NEW_CONFIG.into(),
+            kept_in: "memoria-1-config".into(),
+            report: ConfigReport::new(vec!["agents.max_parallel".into()], vec!["verbose".into()], Vec::new()),
+        });
+        world.seen.config = Some(ConfigSeen {
+            output: Some(OutputSeen {
+                uid: "uid-config".into(),
+                resource_version: "7".into(),
+                sha256: Some(PRIOR_CONFIG.into()),
+                ..OutputSeen::default()
+            }),
+            overrides_sha256: Some("overrides".into()),
+            kept: None,
+        });
+        world
+    }
+
+    /// Hash of what Memoria would read now.
+    pub fn config(&mut self) -> &mut OutputSeen {
+        self.seen.config.as_mut().unwrap().output.as_mut().unwrap()
+    }
+
     /// A server with two replicas, a dashboard with one, a worker with three, a flag, and all Jobs.
     pub fn new() -> Self {
         let job = |step: &str| PlannedJob { step: step.into(), manifest: serde_json::json!({}) };
@@ -155,6 +204,7 @@ impl World {
             },
             storage: PlannedStorage { claim_name: "memoria-snapshots".into(), directory: "d".into() },
             migrations: vec!["add_consents".into()],
+            config: None,
             timeouts: Timeouts::default(),
             jobs: [
                 "fence",
@@ -238,7 +288,10 @@ impl World {
             if self.turn(None) {
                 continue;
             }
-            match self.decide().wake {
+            let next = self.decide();
+            match next.wake {
+                // What was awaited came about with the second that the turn took.
+                _ if next.journal != self.journal || !next.actions.is_empty() => {}
                 Some(wake) if wake > self.now => self.now = wake,
                 _ => return,
             }
@@ -269,6 +322,8 @@ impl World {
             }
             Action::SetImage { workload, image, .. } => format!("image {workload} {image}"),
             Action::SetFlag { value } => format!("flag {value}"),
+            Action::KeepConfig => "keep config".to_owned(),
+            Action::SetConfig { prior, .. } => format!("config {}", if *prior { "prior" } else { "new" }),
             Action::CreateJob { step, .. } => format!("job {step}"),
             Action::DeleteJob { step, .. } => format!("delete job {step}"),
             Action::ArmJobTtl { step, .. } => format!("arm {step}"),
@@ -316,6 +371,23 @@ impl World {
                 seen.generation += 1;
             }
             Action::SetFlag { value } => self.seen.flag = Some(value.clone()),
+            Action::KeepConfig => {
+                let planned = self.plan.config.clone().unwrap();
+                let config = self.seen.config.as_mut().unwrap();
+                assert_eq!(config.output.as_ref().unwrap().sha256.as_deref(), Some(PRIOR_CONFIG));
+                assert!(config.kept.is_none(), "kept twice");
+                config.kept =
+                    Some(KeptSeen { prior_sha256: Some(planned.prior_sha256), new_sha256: Some(planned.new_sha256) });
+            }
+            Action::SetConfig { precondition, prior } => {
+                let pods = self.seen.targets.values().map(|target| target.pods.len()).sum::<usize>();
+                assert_eq!(pods + self.seen.candidates.len(), 0, "the settings moved while pods ran");
+                let config = self.seen.config.as_mut().unwrap();
+                assert!(config.kept.is_some(), "nothing was kept");
+                let output = config.output.as_mut().unwrap();
+                assert_eq!(precondition.resource_version, output.resource_version, "a stale write");
+                output.set(if *prior { PRIOR_CONFIG } else { NEW_CONFIG });
+            }
             Action::CreateJob { step, .. } => {
                 let made = self.made.entry(step.clone()).or_default();
                 *made += 1;
@@ -365,6 +437,7 @@ impl World {
                 server.generation += 1;
             }
         }
+        self.change_config();
         for (name, seen) in &mut self.seen.targets {
             settle(name, seen);
         }
@@ -393,6 +466,17 @@ impl World {
             }
         }
         before != self.seen
+    }
+
+    fn change_config(&mut self) {
+        if self.fault(|f| *f == Fault::ConfigReverted) && self.config().sha256.as_deref() == Some(NEW_CONFIG) {
+            self.config().set(PRIOR_CONFIG);
+        }
+        let phase = self.journal.phase.clone().unwrap_or_default();
+        if self.fault(|f| matches!(f, Fault::ConfigChangedIn(there) if *there == phase)) {
+            self.faults.retain(|f| !matches!(f, Fault::ConfigChangedIn(_)));
+            self.config().set("theirs");
+        }
     }
 
     fn finished(&self, step: &str, made: usize) -> JobState {

@@ -160,7 +160,7 @@ async fn may(client: &Client, user: &str, namespace: &str, act: &str) -> bool {
     answer.status.unwrap().allowed
 }
 
-const NEEDED: [&str; 19] = [
+const NEEDED: [&str; 20] = [
     "patch memoriareleases.memoria.arca.run",
     "update memoriareleases.memoria.arca.run#status",
     "create memoriaupgrades.memoria.arca.run",
@@ -175,6 +175,7 @@ const NEEDED: [&str; 19] = [
     "patch scaledobjects.keda.sh",
     "watch scaledobjects.keda.sh",
     "patch configmaps",
+    "create configmaps",
     "create persistentvolumeclaims",
     "list services",
     "list horizontalpodautoscalers.autoscaling",
@@ -182,7 +183,7 @@ const NEEDED: [&str; 19] = [
     "create events.events.k8s.io",
 ];
 
-const FORBIDDEN: [&str; 16] = [
+const FORBIDDEN: [&str; 15] = [
     "get secrets",
     "list secrets",
     "update memoriareleases.memoria.arca.run",
@@ -192,7 +193,6 @@ const FORBIDDEN: [&str; 16] = [
     "delete deployments.apps",
     "delete cronjobs.batch",
     "delete scaledobjects.keda.sh",
-    "create configmaps",
     "delete configmaps",
     "delete persistentvolumeclaims",
     "create pods#exec",

@@ -197,6 +197,19 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         )
         .await,
         tried(
+            "output is overwritten; use another key than overrides",
+            release(),
+            &[(
+                "spec.config",
+                json!({"output": {"configMapKeyRef": {"name": "c", "key": "k"}}, "overrides": {"configMapKeyRef": {"name": "c", "key": "k"}}}),
+            )],
+            &[(
+                "spec.config",
+                json!({"output": {"configMapKeyRef": {"name": "c", "key": "k"}}, "overrides": {"configMapKeyRef": {"name": "c", "key": "o"}}}),
+            )],
+        )
+        .await,
+        tried(
             "onValue and offValue are the same; the flag could not be told apart",
             release(),
             &[(

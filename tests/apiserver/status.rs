@@ -13,6 +13,7 @@ use memoria_operator::api::{
     release::{
         CheckResult, Current, CurrentImage, IngestionState, IngestionStatus, PlanSummary, PreFlightStatus, Verdict,
     },
+    settings::{ConfigRecord, ConfigReport, ConfigState},
     upgrade::{PhaseRecord, PhaseState},
 };
 use serde_json::{Value, json};
@@ -131,6 +132,7 @@ async fn the_fullest_status_fits_with_room_to_spare() {
                 images: (0..8).map(image).collect(),
                 migrations: (0..256).map(|n| format!("{n:0>128}")).collect(),
                 database: "PostgreSQL 15".to_owned(),
+                config: Some("3 defaults adopted, 2 overrides kept, 0 obsolete".into()),
                 stops: (0..32).map(|n| format!("{n:0>253}")).collect(),
                 inferred: (0..32).map(|n| format!("{n:0>253}")).collect(),
             }),
@@ -156,6 +158,14 @@ async fn the_fullest_status_fits_with_room_to_spare() {
             target
         })
         .collect::<Value>();
+    let keys = |list: &str| (0..100).map(|n| format!("{list}.{n:0>300}")).collect();
+    let report = ConfigReport::new(keys("adopted"), keys("kept"), keys("obsolete"));
+    let place = |name: &str| json!({"name": name, "key": "config.yaml"});
+    plan["spec"]["config"] = json!({
+        "output": place("memoria-config"), "outputUid": "5d0c6a4e-0000-4000-8000-000000000000",
+        "overrides": place("memoria-overrides"), "baseline": "b".repeat(4096), "priorSha256": "a".repeat(64),
+        "overridesSha256": "b".repeat(64), "newSha256": "c".repeat(64), "keptIn": "memoria-1-config", "report": report,
+    });
     upgrades.create(&PostParams::default(), &serde_json::from_value(plan).unwrap()).await.unwrap();
     let record = |n: i32| PhaseRecord {
         name: format!("Phase{n}"),
@@ -166,9 +176,16 @@ async fn the_fullest_status_fits_with_room_to_spare() {
         done: (0..64).map(|k| (format!("step-{k}"), "d".repeat(32))).collect(),
         held_seconds: 0,
     };
-    let journal = MemoriaUpgradeStatus { phases: (0..32).map(record).collect(), checks, ..Default::default() };
+    let config = ConfigRecord { state: ConfigState::Refreshed, kept_in: Some("memoria-1-config".into()), report };
+    let journal = MemoriaUpgradeStatus {
+        phases: (0..32).map(record).collect(),
+        checks,
+        config: Some(config),
+        ..Default::default()
+    };
     let patch = Patch::Merge(json!({"status": journal}));
     let written = upgrades.patch_status("memoria-1", &PatchParams::default(), &patch).await.unwrap();
+    assert!(written.status == Some(journal), "something of it was not stored");
     let bytes = serde_json::to_vec(&written).unwrap().len();
     assert!(bytes < 768 * 1024, "{bytes} bytes of etcd's 1.5 MiB");
 }

@@ -4,6 +4,7 @@
 mod audit;
 mod checkers;
 mod conditions;
+mod config;
 mod dump;
 mod environment;
 mod failures;

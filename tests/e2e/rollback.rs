@@ -90,7 +90,7 @@ pub async fn taken_back(site: &Site, version: &str, phase: &str, category: Categ
 pub async fn restored_exactly(site: &Site, before: &Captured) -> Outcome {
     site.until("the way back", UPGRADED, |release| (standing(release).0 == "ImportSnapshot").then_some(())).await?;
     site.patch(json!({"spec": {"suspend": true}})).await?;
-    site.until("the restore", UPGRADED, |release| standing(release).2.contains("before RestoreImage").then_some(()))
+    site.until("the restore", UPGRADED, |release| standing(release).2.contains("before RestoreConfig").then_some(()))
         .await?;
     writers_are_stopped(site).await?;
     Captured::now(site).await?.has_the_data_of(before).await?;

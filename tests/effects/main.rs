@@ -17,6 +17,7 @@ mod observations;
 #[path = "../apiserver/server.rs"]
 #[expect(dead_code, reason = "shared with the tests of the API, which use all of it")]
 mod server;
+mod settings;
 mod watches;
 mod world;
 mod writes;

@@ -17,7 +17,7 @@ use memoria_operator::{
 use crate::{
     mutants::{self, Mutant},
     plan::{self, ATTEMPT, BASELINE, MANIFEST, Seen},
-    state::{Image, Step, Who},
+    state::{Image, Step, Text, Who},
 };
 
 /// An action, as far as the world of the model knows it.
@@ -32,6 +32,8 @@ pub enum Act {
     CreateCandidate,
     AdmitCandidate,
     DeleteCandidate,
+    KeepSettings,
+    SetSettings(Text),
 }
 
 #[derive(Debug)]
@@ -92,10 +94,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new(automatic: bool, mutant: Option<Mutant>) -> Self {
+    pub fn new(automatic: bool, settings: bool, mutant: Option<Mutant>) -> Self {
         let mut tables = Tables::default();
         tables.number(MemoriaUpgradeStatus::default());
-        Self { plan: plan::plan(automatic), mutant, tables: Mutex::new(tables) }
+        Self { plan: plan::plan(automatic, settings), mutant, tables: Mutex::new(tables) }
     }
 
     /// How many different journals and questions there were.
@@ -187,6 +189,8 @@ fn act(action: &Action) -> Act {
         Action::CreateCandidate { .. } => Act::CreateCandidate,
         Action::AdmitCandidate { .. } => Act::AdmitCandidate,
         Action::DeleteCandidate { .. } => Act::DeleteCandidate,
+        Action::KeepConfig => Act::KeepSettings,
+        Action::SetConfig { prior, .. } => Act::SetSettings(if *prior { Text::Prior } else { Text::New }),
         other => panic!("the model does not know {other:?}"),
     }
 }

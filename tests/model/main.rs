@@ -24,12 +24,13 @@ fn bound(default: u8) -> u8 {
 }
 
 /// Explores to the end, and tells how far that was.
-fn every_rule_holds(automatic: bool, bound: u8) {
+fn every_rule_holds(automatic: bool, settings: bool, bound: u8) {
     let began = Instant::now();
-    let checker = World::new(automatic, bound, None).checker().finish_when(HasDiscoveries::All).spawn_bfs().join();
+    let checker =
+        World::new(automatic, settings, bound, None).checker().finish_when(HasDiscoveries::All).spawn_bfs().join();
     let (journals, questions) = checker.model().machine.counts();
     println!(
-        "rollback.automatic {automatic}, {bound} disturbances: {} states, {} steps, depth {}, {journals} journals, \
+        "rollback.automatic {automatic}, settings {settings}, {bound} disturbances: {} states, {} steps, depth {}, {journals} journals, \
          {questions} decisions, {:.1?}",
         checker.unique_state_count(),
         checker.state_count(),
@@ -66,19 +67,27 @@ fn tell(machine: &machine::Machine, name: &str, path: stateright::Path<state::St
 
 #[test]
 fn every_rule_holds_where_failures_are_taken_back() {
-    every_rule_holds(true, bound(2));
+    every_rule_holds(true, false, bound(2));
 }
 
 #[test]
 fn every_rule_holds_where_failures_stop() {
-    every_rule_holds(false, bound(2));
+    every_rule_holds(false, false, bound(2));
+}
+
+#[test]
+fn every_rule_holds_where_settings_are_refreshed() {
+    every_rule_holds(true, true, bound(1));
 }
 
 #[test]
 fn a_guard_that_is_taken_away_is_missed() {
     for (mutant, rule) in Mutant::ALL {
-        let checker =
-            World::new(true, 1, Some(mutant)).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        let checker = World::new(true, mutant.has_settings(), 1, Some(mutant))
+            .checker()
+            .finish_when(HasDiscoveries::AnyFailures)
+            .spawn_bfs()
+            .join();
         let found: BTreeSet<_> = checker.discoveries().into_keys().collect();
         println!("{mutant:?}: {found:?} after {} states", checker.unique_state_count());
         assert!(found.contains(rule), "{mutant:?} ought to break {rule}, and broke {found:?}");

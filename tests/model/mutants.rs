@@ -13,7 +13,7 @@ use memoria_operator::{
 use crate::{
     plan::{self, ATTEMPT, LATER, MANIFEST, Seen},
     rules,
-    state::Wanted,
+    state::{Text, Wanted},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +40,14 @@ pub enum Mutant {
     OutageBlamed,
     /// The images are those of the newest spec.
     NewestSpec,
+    /// The old servers come back before their settings do.
+    SettingsStay,
+    /// The settings are not compared with those that the plan was made of.
+    SettingsNotCompared,
 }
 
 impl Mutant {
-    pub const ALL: [(Mutant, &'static str); 11] = [
+    pub const ALL: [(Mutant, &'static str); 13] = [
         (Mutant::SnapshotClaimed, rules::NAMES[0].1),
         (Mutant::DataNotCompared, rules::NAMES[0].1),
         (Mutant::MarkerIgnored, rules::NAMES[1].1),
@@ -55,7 +59,14 @@ impl Mutant {
         (Mutant::DropsFirst, rules::NAMES[4].1),
         (Mutant::OutageBlamed, rules::NAMES[5].1),
         (Mutant::NewestSpec, rules::NAMES[6].1),
+        (Mutant::SettingsStay, rules::NAMES[8].1),
+        (Mutant::SettingsNotCompared, rules::NAMES[8].1),
     ];
+
+    /// Whether its world has settings to refresh.
+    pub fn has_settings(self) -> bool {
+        matches!(self, Mutant::SettingsStay | Mutant::SettingsNotCompared)
+    }
 }
 
 /// The shipped function, with what it is told or what it answers changed.
@@ -87,6 +98,13 @@ pub fn decide(
         }
         Mutant::RestoreSkipped => drop(pass(&mut journal, "ImportSnapshot")),
         Mutant::MigrationSkipped => drop(pass(&mut journal, "Migrate")),
+        Mutant::SettingsStay => drop(pass(&mut journal, "RestoreConfig")),
+        Mutant::SettingsNotCompared => {
+            let output = observed.config.as_mut().and_then(|config| config.output.as_mut());
+            if let Some(output) = output.filter(|_| seen.settings.is_some_and(|found| found.text == Text::Theirs)) {
+                output.sha256 = Some(plan::text(Text::Prior).into());
+            }
+        }
         Mutant::LossAccepted => observed.orders.accept_data_loss = Some("nobody".into()),
         Mutant::NoLimits => now = plan::time(0),
         Mutant::OutageBlamed => {

@@ -12,12 +12,15 @@ use memoria_operator::{
     job::protocol::{BaselineFacts, Facts, JobReport, RestoreFacts, SnapshotFacts},
     upgrade::{
         Observed,
-        seen::{JobSeen, JobState, Orders as SeenOrders, PodSeen, Refusal, Trouble, Workload},
+        seen::{
+            ConfigSeen, JobSeen, JobState, KeptSeen, Orders as SeenOrders, OutputSeen, PodSeen, Refusal, Trouble,
+            Workload,
+        },
     },
 };
 use serde_json::json;
 
-use crate::state::{Candidate, Image, Load, Orders, Pod, Report, Run, Step, Wanted, Who};
+use crate::state::{Candidate, Image, Load, Orders, Pod, Report, Run, Settings, Step, Text, Wanted, Who};
 
 pub const ATTEMPT: &str = "memoria-1";
 pub const MANIFEST: &str = "manifest";
@@ -27,9 +30,9 @@ const NEW: &str = "r/server:1.0.0@sha256:new";
 pub const LATER: &str = "r/server:1.1.0@sha256:later";
 
 /// One target that is the Server, one worker, no flag, no checks: what the rules are about, and nothing else.
-pub fn plan(automatic: bool) -> MemoriaUpgradeSpec {
+pub fn plan(automatic: bool, settings: bool) -> MemoriaUpgradeSpec {
     let jobs: Vec<_> = Step::ALL.iter().map(|step| json!({"step": step.name(), "manifest": {}})).collect();
-    let plan = json!({
+    let mut plan = json!({
         "machineVersion": 1, "releaseName": "memoria", "releaseUid": "uid", "releaseGeneration": 2,
         "run": "memoria-pf-1", "planHash": "hash", "operatorVersion": "0", "from": "0.9.0", "to": "1.0.0",
         "targets": [{
@@ -46,6 +49,12 @@ pub fn plan(automatic: bool) -> MemoriaUpgradeSpec {
         "migrations": ["add_consents"], "timeouts": {}, "jobs": jobs, "gateSeconds": 0, "checks": [],
         "rollback": {"automatic": automatic, "dataLossBudgetRows": 0},
     });
+    if settings {
+        plan["config"] = json!({
+            "output": {"name": "settings", "key": "config.yaml"}, "outputUid": "uid-settings", "baseline": "packed",
+            "priorSha256": text(Text::Prior), "newSha256": text(Text::New), "keptIn": "memoria-1-config", "report": {},
+        });
+    }
     serde_json::from_value(plan).expect("a plan")
 }
 
@@ -64,6 +73,29 @@ pub fn image(image: Image) -> &'static str {
 
 pub fn image_of(name: &str) -> Image {
     [Image::Old, Image::New, Image::Later].into_iter().find(|known| image(*known) == name).expect("a known image")
+}
+
+pub fn text(text: Text) -> &'static str {
+    match text {
+        Text::Prior => "prior",
+        Text::New => "new",
+        Text::Theirs => "theirs",
+    }
+}
+
+fn config(settings: Settings) -> ConfigSeen {
+    let kept =
+        KeptSeen { prior_sha256: Some(text(Text::Prior).to_owned()), new_sha256: Some(text(Text::New).to_owned()) };
+    ConfigSeen {
+        output: Some(OutputSeen {
+            uid: "uid-settings".into(),
+            resource_version: settings.version.to_string(),
+            sha256: Some(text(settings.text).to_owned()),
+            ..OutputSeen::default()
+        }),
+        overrides_sha256: None,
+        kept: settings.kept.then_some(kept),
+    }
 }
 
 pub fn reference(who: Who) -> WorkloadRef {
@@ -88,6 +120,7 @@ pub struct Seen {
     pub server: Load,
     pub worker: Load,
     pub candidate: Candidate,
+    pub settings: Option<Settings>,
     /// Of each Job how it stands and its number.
     pub jobs: [(Run, u8); 7],
     pub orders: Orders,
@@ -214,6 +247,7 @@ pub fn observed(seen: &Seen, journal: &MemoriaUpgradeStatus) -> Observed {
             .filter_map(|(step, (run, number))| Some((step.name().to_owned(), job(step, run, number)?)))
             .collect(),
         candidates: candidate(seen.candidate).map(|pod| ("server".to_owned(), pod)).into_iter().collect(),
+        config: seen.settings.map(config),
         orders: SeenOrders {
             suspend: seen.orders.suspend,
             abort: open(seen.orders.abort, "abort"),

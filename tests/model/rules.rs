@@ -8,11 +8,12 @@ pub const OLD_DATA_KEPT: u16 = 1 << 4;
 pub const BLAME: u16 = 1 << 5;
 pub const PLAN: u16 = 1 << 6;
 pub const OUTCOME: u16 = 1 << 7;
+pub const SETTINGS: u16 = 1 << 8;
 
 /// Rule 5 is asked of every state that rests, the others of every step.
 pub const REST: &str = "5: what rests has ended, or says what it waits for";
 
-pub const NAMES: [(u16, &str); 8] = [
+pub const NAMES: [(u16, &str); 9] = [
     (SNAPSHOT_FIRST, "1: image and schema change only after the verified snapshot, on the snapshot's data"),
     (ONE_MIGRATION, "2: migrations begin at most once, and never on the way back"),
     (WRITERS, "3: writers are let in only to the data that belongs to them, verified or proved"),
@@ -21,4 +22,5 @@ pub const NAMES: [(u16, &str); 8] = [
     (BLAME, "7: an image is blamed only for its own fault"),
     (PLAN, "9: what is done is what was planned"),
     (OUTCOME, "an outcome says what is so"),
+    (SETTINGS, "a version starts with its own settings, and nobody else's are overwritten"),
 ];

@@ -24,6 +24,24 @@ pub enum Who {
     Worker,
 }
 
+/// What the key holds that Memoria reads as its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Text {
+    Prior,
+    New,
+    Theirs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    pub text: Text,
+    pub version: u8,
+    /// The immutable copy of both texts is there.
+    pub kept: bool,
+    /// Another hand's doing: it wrote what is there, or took the copy away.
+    pub stray: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Load {
     /// One replica or none.
@@ -181,10 +199,11 @@ pub struct Fresh {
     pub journal: bool,
     pub server: bool,
     pub worker: bool,
+    pub settings: bool,
 }
 
 impl Fresh {
-    pub const ALL: Fresh = Fresh { journal: true, server: true, worker: true };
+    pub const ALL: Fresh = Fresh { journal: true, server: true, worker: true, settings: true };
 }
 
 /// A decision on its way: the journal to be stored, then the actions one after the other.
@@ -215,6 +234,8 @@ pub struct State {
     pub server: Load,
     pub worker: Load,
     pub candidate: Candidate,
+    /// In a world whose plan has settings to refresh.
+    pub settings: Option<Settings>,
     pub jobs: [Job; 7],
     pub data: Data,
     pub marker: Marker,
@@ -246,7 +267,8 @@ pub struct State {
 }
 
 impl State {
-    pub fn first(left: u8) -> Self {
+    pub fn first(left: u8, settings: bool) -> Self {
+        let first = Settings { text: Text::Prior, version: 1, kept: false, stray: false };
         let load = |image| Load {
             up: true,
             image,
@@ -262,6 +284,7 @@ impl State {
             server: load(Image::Old),
             worker: load(Image::Old),
             candidate: Candidate::Absent,
+            settings: settings.then_some(first),
             jobs: [Job { run: Run::Absent, uid: 0, late: false, baseline: false }; 7],
             data: Data { schema: Schema::Old, writes: 0, touched: false },
             marker: Marker::None,
@@ -309,6 +332,15 @@ impl State {
         match who {
             Who::Server => &mut self.server,
             Who::Worker => &mut self.worker,
+        }
+    }
+
+    /// The same for the settings.
+    pub fn write_settings(&mut self, text: Text, stray: bool) {
+        let fresh = self.lead.iter_mut().chain(&mut self.ghost).map(|pending| &mut pending.fresh);
+        fresh.for_each(|fresh| fresh.settings = false);
+        if let Some(settings) = &mut self.settings {
+            *settings = Settings { text, stray, version: settings.version + 1, ..*settings };
         }
     }
 

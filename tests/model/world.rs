@@ -12,8 +12,8 @@ use crate::{
     plan::Seen,
     rules,
     state::{
-        Candidate, Fresh, HalfRead, Image, Job, Load, Marker, Pending, Pod, Report, Run, Schema, State, Step, Wanted,
-        Who,
+        Candidate, Fresh, HalfRead, Image, Job, Load, Marker, Pending, Pod, Report, Run, Schema, Settings, State, Step,
+        Text, Wanted, Who,
     },
 };
 
@@ -71,6 +71,9 @@ pub enum Disturbance {
     ScaledUp(Who),
     /// Another hand sets the server's other image.
     Flipped,
+    /// Another hand writes settings, or deletes the copy of what they were.
+    Set(Text),
+    CopyDeleted,
     /// A limit runs out early: everything took longer.
     Late,
     Abort,
@@ -83,13 +86,15 @@ pub enum Disturbance {
 pub struct World {
     pub machine: Machine,
     pub mutant: Option<Mutant>,
+    /// The plan has settings to refresh.
+    pub settings: bool,
     /// Disturbances on every path.
     pub bound: u8,
 }
 
 impl World {
-    pub fn new(automatic: bool, bound: u8, mutant: Option<Mutant>) -> Self {
-        Self { machine: Machine::new(automatic, mutant), mutant, bound }
+    pub fn new(automatic: bool, settings: bool, bound: u8, mutant: Option<Mutant>) -> Self {
+        Self { machine: Machine::new(automatic, settings, mutant), mutant, settings, bound }
     }
 
     fn ask(&self, state: &State, journal: u32, server: Load, worker: Load) -> (u32, Arc<Decided>) {
@@ -97,6 +102,8 @@ impl World {
             server,
             worker,
             candidate: state.candidate,
+            // Whose doing it was is not to be seen.
+            settings: state.settings.map(|settings| Settings { stray: false, ..settings }),
             jobs: state.jobs.map(|job| (hidden(job.run), job.uid)),
             orders: state.orders,
             refusal: state.refusal,
@@ -151,8 +158,8 @@ impl World {
     /// What may happen beside that.
     fn disturbances(&self, state: &State, moves: &mut Vec<Move>) {
         use Disturbance::{
-            Abort, CandidateBreaks, Crash, Fails, Flipped, HalfRead, Hangs, Late, Lost, Refused, Rollback, ScaledUp,
-            ServerBreaks, Suspend, TakenOver, Twin, Wants,
+            Abort, CandidateBreaks, CopyDeleted, Crash, Fails, Flipped, HalfRead, Hangs, Late, Lost, Refused, Rollback,
+            ScaledUp, ServerBreaks, Set, Suspend, TakenOver, Twin, Wants,
         };
         let told = self.machine.told(state.journal);
         if state.writer_runs() && state.stored.is_some_and(|stored| state.data.writes == stored.writes) {
@@ -208,6 +215,16 @@ impl World {
             }
             if state.stored.is_some() {
                 may(Flipped);
+            }
+            if let Some(settings) = state.settings {
+                for text in [Text::Prior, Text::New, Text::Theirs] {
+                    if settings.text != text {
+                        may(Set(text));
+                    }
+                }
+                if settings.kept {
+                    may(CopyDeleted);
+                }
             }
             if state.clock < LAST {
                 may(Late);
@@ -322,6 +339,25 @@ impl World {
                 Candidate::Gated => state.candidate = Candidate::Absent,
                 _ => state.candidate = Candidate::Ending,
             },
+            Act::KeepSettings => {
+                // It merges again what is there, which must be what the plan was made of; and it only creates.
+                match &mut state.settings {
+                    Some(Settings { text: Text::Prior, kept: kept @ false, .. }) => *kept = true,
+                    _ => return false,
+                }
+            }
+            Act::SetSettings(text) => {
+                let Some(settings) = state.settings.filter(|settings| settings.kept && pending.fresh.settings) else {
+                    return false;
+                };
+                if settings.text == Text::Theirs {
+                    state.broke |= rules::SETTINGS;
+                }
+                state.write_settings(text, false);
+                if state.server.up && !state.server.stray {
+                    judge_settings(state);
+                }
+            }
         }
         at + 1 < decided.actions.len()
     }
@@ -340,6 +376,13 @@ impl World {
             }
             _ => true,
         };
+        let settings = state.settings.filter(|settings| !settings.stray).map(|settings| settings.text);
+        let holds = holds
+            && match told.outcome {
+                Some(Outcome::Succeeded) => settings != Some(Text::Prior),
+                Some(Outcome::Resumed | Outcome::RolledBack) => settings != Some(Text::New),
+                _ => true,
+            };
         if !holds {
             state.broke |= rules::OUTCOME;
         }
@@ -397,6 +440,13 @@ impl World {
                 load.stray = true;
                 load.generation += 1;
             }
+            Disturbance::Set(text) => state.write_settings(text, true),
+            Disturbance::CopyDeleted => {
+                if let Some(settings) = &mut state.settings {
+                    settings.kept = false;
+                    settings.stray |= settings.text == Text::New;
+                }
+            }
             Disturbance::Late => state.clock += 1,
             Disturbance::Abort => state.orders.abort = true,
             Disturbance::Rollback => state.orders.rollback = true,
@@ -435,6 +485,17 @@ fn judge_let_in(state: &mut State, current: bool) {
     }
     if state.untold {
         state.broke |= rules::NOTHING_LOST;
+    }
+    if current || !state.server.stray {
+        judge_settings(state);
+    }
+}
+
+/// The operator starts the server, or writes the settings of one that runs.
+fn judge_settings(state: &mut State) {
+    let settings = state.settings.filter(|settings| !settings.stray).map(|settings| settings.text);
+    if matches!((state.server.image, settings), (Image::Old, Some(Text::New)) | (Image::New, Some(Text::Prior))) {
+        state.broke |= rules::SETTINGS;
     }
 }
 
@@ -475,7 +536,7 @@ impl Model for World {
     type Action = Move;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::first(self.bound)]
+        vec![State::first(self.bound, self.settings)]
     }
 
     fn actions(&self, state: &State, moves: &mut Vec<Move>) {
@@ -493,7 +554,9 @@ impl Model for World {
             Move::Look => self.set_out(&mut state, last.journal, last.server, last.worker, Fresh::ALL),
             Move::LookTorn => {
                 let half = state.half.take()?;
-                self.set_out(&mut state, half.journal, half.server, half.worker, half.fresh);
+                // What is not a workload is read in the second half.
+                let fresh = Fresh { settings: true, ..half.fresh };
+                self.set_out(&mut state, half.journal, half.server, half.worker, fresh);
             }
             Move::Act => {
                 let pending = state.lead.take()?;
@@ -514,6 +577,9 @@ impl Model for World {
                     state.data.touched = true;
                     if state.data.schema != Schema::New {
                         state.broke |= rules::WRITERS;
+                    }
+                    if state.settings.is_some_and(|found| found.text == Text::Prior && !found.stray) {
+                        state.broke |= rules::SETTINGS;
                     }
                 }
             },
@@ -566,6 +632,7 @@ impl Model for World {
             Property::always(rules::NAMES[5].1, kept::<{ rules::NAMES[5].0 }>),
             Property::always(rules::NAMES[6].1, kept::<{ rules::NAMES[6].0 }>),
             Property::always(rules::NAMES[7].1, kept::<{ rules::NAMES[7].0 }>),
+            Property::always(rules::NAMES[8].1, kept::<{ rules::NAMES[8].0 }>),
             Property::always(rules::REST, rests_well),
         ]
     }

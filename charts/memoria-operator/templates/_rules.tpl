@@ -45,10 +45,11 @@
 - apiGroups: [keda.sh]
   resources: [scaledobjects]
   verbs: [get, list, watch, patch]
-# The maintenance flag. A ConfigMap is only ever changed, never made.
+# The maintenance flag and Memoria's settings: one key is changed in each. Created is the immutable one that keeps the
+# settings from before an attempt; it goes with the attempt.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch, create, patch]
 # The claim for snapshots, made when a release names none, and the Server's claims, which are only read. None is ever
 # deleted.
 - apiGroups: [""]

@@ -2,6 +2,7 @@
 //! the operator writes only its status.
 
 mod check;
+mod settings;
 mod status;
 mod worker;
 
@@ -12,7 +13,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::{check::*, status::*, worker::*};
+pub use self::{check::*, settings::*, status::*, worker::*};
 use super::{GoDuration, schema};
 
 /// What a person wants of one Memoria installation.
@@ -78,6 +79,9 @@ pub struct MemoriaReleaseSpec {
     /// Which of the candidate's migrations run.
     #[serde(default)]
     pub migrations: Migrations,
+    /// Memoria's `config.yaml` in a ConfigMap: new defaults are adopted, overrides kept. Default: it is not touched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Config>,
     /// How a failed upgrade is taken back.
     #[serde(default)]
     pub rollback: Rollback,

@@ -190,6 +190,9 @@ pub struct PlanSummary {
     pub migrations: Vec<String>,
     /// Server version and size of the database.
     pub database: String,
+    /// What becomes of Memoria's settings. Example: `3 defaults adopted, 2 overrides kept, 0 obsolete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
     /// What will be stopped, and from which replica count.
     #[schemars(length(max = 32))]
     pub stops: Vec<String>,

@@ -139,6 +139,23 @@ pub fn probe(ctx: &JobContext, probe: &Probe<'_>) -> Result<Job, RenderError> {
     Draft { step: &step, init: vec![install(ctx)], main, limit_seconds, precious: false }.into_job(ctx)
 }
 
+/// PreFlight, an image of the Server: what settings does it come with? `step` tells the new image from the prior one.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn defaults(
+    ctx: &JobContext,
+    step: &'static str,
+    server_image: &str,
+    baseline_path: Option<&str>,
+) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.pre_flight.as_secs();
+    let baseline_path = baseline_path.map(str::to_owned);
+    let order = RunnerOrder { baseline_path, ..runner_order(ctx, step, limit_seconds) };
+    let main = runner(ctx, server_image, Of::Memoria, "defaults", &order)?;
+    Draft { step, init: vec![install(ctx)], main, limit_seconds, precious: false }.into_job(ctx)
+}
+
 /// PreFlight: the candidate's own `init-db` on an ephemeral server of the same major, run by the sidecar.
 ///
 /// # Errors

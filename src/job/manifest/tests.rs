@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{
     CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, UrlSeen, baseline,
-    bootstrap, checks, fence, inspect, migrate, node_named, parity, probe, reference, restore, snapshot, template_hash,
-    with_input,
+    bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, restore, snapshot,
+    template_hash, with_input,
 };
 use crate::{
     api::{
@@ -130,6 +130,7 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("inspect", inspect(ctx).unwrap()),
         ("probe-server", probe(ctx, &candidate).unwrap()),
         ("probe-server-prior", probe(ctx, &prior).unwrap()),
+        ("defaults", defaults(ctx, "defaults", candidate.image, Some("/srv/config.example.yaml")).unwrap()),
         ("reference", reference(ctx, SERVER, 1 << 30).unwrap()),
         ("fence", fence(ctx).unwrap()),
         ("snapshot", snapshot(ctx).unwrap()),

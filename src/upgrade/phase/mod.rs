@@ -1,5 +1,6 @@
 //! What all phases share: their context, their answers, their order, and the few moves that several of them make.
 
+mod config_refresh;
 mod halt;
 mod image_bump;
 mod import_snapshot;
@@ -9,6 +10,7 @@ mod leave;
 mod member;
 mod migrate;
 mod quiesce;
+mod restore_config;
 mod restore_image;
 mod resume;
 mod resume_ingestion;
@@ -50,14 +52,20 @@ pub const FORWARD: &[Phase] = &[
     snapshot_export::PHASE,
     image_bump::PHASE,
     migrate::PHASE,
+    config_refresh::PHASE,
     start::PHASE,
     ingestion_reenable::PHASE,
     verification::PHASE,
 ];
 
 /// The way back after the image moved, in order.
-pub const BACK: &[Phase] =
-    &[rollback_quiesce::PHASE, import_snapshot::PHASE, restore_image::PHASE, resume_ingestion::PHASE];
+pub const BACK: &[Phase] = &[
+    rollback_quiesce::PHASE,
+    import_snapshot::PHASE,
+    restore_config::PHASE,
+    restore_image::PHASE,
+    resume_ingestion::PHASE,
+];
 
 /// The ways to turn back or stop where that is not the way.
 pub const RESUME: &Phase = &resume::PHASE;
@@ -72,6 +80,7 @@ pub const RESUME_INGESTION: &str = resume_ingestion::PHASE.name;
 pub const START: &str = start::PHASE.name;
 pub const IMPORT_SNAPSHOT: &str = import_snapshot::PHASE.name;
 pub use import_snapshot::{ACCEPTED, RESTORE, RESTORE_ACCEPTED, asked};
+pub use restore_config::config_record;
 
 /// The phase of that name, on the way forward or back.
 pub fn by_name(name: &str) -> Option<&'static Phase> {

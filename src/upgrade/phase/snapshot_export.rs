@@ -1,6 +1,6 @@
 //! SnapshotExport: the exact snapshot at one read point, stored, read back and restored into scratch.
 
-use super::{Context, Done, Phase, Step, chain, take};
+use super::{Context, Done, Phase, Step, chain, config_refresh, take};
 use crate::{
     api::upgrade::Category,
     job::protocol::{Facts, JobInput},
@@ -10,7 +10,8 @@ pub const PHASE: Phase =
     Phase { name: "SnapshotExport", limit: |plan| Some(plan.timeouts.snapshot), step, uninterruptible: false };
 
 fn step(cx: &Context<'_>) -> Step {
-    chain!(cx.breach());
+    // A plan that cannot be carried out to its end had better fail while nothing was moved.
+    chain!(cx.breach(), config_refresh::unchanged(cx));
     let report = take!(cx.job("snapshot", JobInput::default()));
     match &report.facts {
         Some(Facts::Snapshot(facts)) if facts.restored_in_scratch => {

@@ -5,6 +5,7 @@ mod data;
 mod judge;
 mod plan;
 mod rejected;
+mod settings;
 mod stages;
 mod target;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::{
         conditions::reason,
         marks,
         release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Role, Verdict},
+        settings::PlannedConfig,
         upgrade::Engine,
     },
     cluster::adopt::{Adopted, Claim},
@@ -304,10 +306,24 @@ impl<'a> Run<'a> {
             };
             let job = manifest::reference(&context, &image, needed);
             let report = self.job(job, "reference", &mut missing, &mut waiting, &mut checks);
+            for (step, job) in settings::jobs(self.question, &context, &self.wanted, &digests) {
+                if !settings::is_optional(step, self.question.jobs.get(step)) {
+                    self.job(job, step, &mut missing, &mut waiting, &mut checks);
+                }
+            }
             if let Some(report) = report
                 && judge::reference(report, &mut checks)
+                && missing.is_empty()
+                && waiting.is_empty()
+                && checks.iter().all(|check| check.result == Verdict::Passed)
             {
-                return self.planned(&context, found, &digests, checks);
+                match settings::plan(self.question) {
+                    Ok(config) => {
+                        checks.extend(config.as_ref().map(|config| settings::passed(self.question, config)));
+                        return self.planned(&context, found, &digests, checks, config);
+                    }
+                    Err(failed) => checks.push(failed),
+                }
             }
         }
         if checks.iter().any(|check| check.result == Verdict::Failed) {
@@ -357,6 +373,7 @@ impl<'a> Run<'a> {
         found: &judge::Inspected,
         digests: &BTreeMap<String, String>,
         mut checks: Vec<CheckResult>,
+        config: Option<PlannedConfig>,
     ) -> Answer {
         let plan = match plan::make(
             self.question,
@@ -367,6 +384,7 @@ impl<'a> Run<'a> {
             found,
             digests,
             &checks,
+            config,
         ) {
             Ok(plan) => plan,
             Err(error) => {

@@ -11,6 +11,7 @@ use crate::{
     api::{
         MemoriaUpgradeSpec,
         release::{CheckResult, Current, CurrentImage, DEFAULT_URL_ENV, MigrationMode, PlanSummary, Stage, UrlFrom},
+        settings::PlannedConfig,
         upgrade::{
             MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget, PlannedWorker,
         },
@@ -52,6 +53,7 @@ pub(super) fn make(
     found: &Inspected,
     digests: &BTreeMap<String, String>,
     checks: &[CheckResult],
+    config: Option<PlannedConfig>,
 ) -> Result<MemoriaUpgradeSpec, PlanError> {
     let release = question.release;
     let spec = &release.spec;
@@ -129,6 +131,7 @@ pub(super) fn make(
         },
         storage: PlannedStorage { claim_name: claim, directory: jobs_context.storage_directory.clone() },
         migrations,
+        config,
         timeouts: spec.timeouts.clone(),
         jobs,
         gate_seconds: seconds(Stage::IngestionReenable),
@@ -274,6 +277,7 @@ pub(super) fn summary(
             .collect(),
         migrations: plan.migrations.clone(),
         database: database(found),
+        config: plan.config.as_ref().map(|config| config.report.to_string()),
         stops,
         inferred,
     }

@@ -38,7 +38,7 @@ pub fn show(kube: &Kube, clock: &mut Clock, proof: &mut Proof) -> Result<TakenBa
                 held = true;
                 return patch(kube, &json!({"suspend": true}));
             }
-            if held && !compared && view::ready_message(release).contains("suspended before RestoreImage") {
+            if held && !compared && view::ready_message(release).contains("suspended before RestoreConfig") {
                 clock
                     .say("  held before the old servers start: every row, sequence and grant against the state before");
                 compared = true;
