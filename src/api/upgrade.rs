@@ -93,6 +93,28 @@ pub struct MemoriaUpgradeSpec {
     /// How a failure is taken back.
     #[serde(default)]
     pub rollback: PlannedRollback,
+    /// What the rehearsal measured; absent where none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimates: Option<Estimates>,
+}
+
+/// How long the parts that work on the data took on a copy of it, in whole seconds, rounded up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Estimates {
+    /// Snapshot with its proof.
+    pub snapshot_seconds: i64,
+    /// All migrations, with the comparisons before and after them.
+    pub migrate_seconds: i64,
+    /// The way back: saving the failed state, restoring the snapshot, proving it.
+    pub restore_seconds: i64,
+}
+
+impl std::fmt::Display for Estimates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { snapshot_seconds, migrate_seconds, restore_seconds } = self;
+        write!(f, "snapshot ~{snapshot_seconds} s, migrations ~{migrate_seconds} s, way back ~{restore_seconds} s")
+    }
 }
 
 /// How a failure is taken back.

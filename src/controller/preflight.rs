@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeSpec, marks,
-        release::{CheckResult, Mode},
+        release::{CheckResult, Mode, Verdict},
     },
     cluster::{
         self, ClusterError,
@@ -121,14 +121,17 @@ async fn tell(context: &Context, subject: &Subject, answer: &Answer) {
             (false, "PreFlightStarted", format!("pre-flight run {} begins", status.run))
         }
         Answer::Planned { status, plan } => {
+            let passed = status.checks.iter().filter(|check| check.result == Verdict::Passed).count();
+            let rehearsed = plan.estimates.map(|estimates| format!("; rehearsed: {estimates}"));
+            let warnings = status.plan.iter().flat_map(|plan| &plan.warnings).map(|warning| format!("; {warning}"));
             let text = format!(
-                "{} -> {}: plan {}, {} targets, {} migrations, {} checks passed",
+                "{} -> {}: plan {}, {} targets, {} migrations, {passed} checks passed{}",
                 plan.from,
                 plan.to,
                 plan.plan_hash.get(..12).unwrap_or_default(),
                 plan.targets.len(),
                 plan.migrations.len(),
-                status.checks.len()
+                rehearsed.into_iter().chain(warnings).collect::<String>()
             );
             (false, "PlanReady", text)
         }

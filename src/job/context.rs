@@ -49,7 +49,6 @@ impl Places {
 
 pub struct Context {
     pub places: Places,
-    pub order: JobOrder,
     pub input: JobInput,
     url: Result<DatabaseUrl, UrlError>,
     /// Where the URL's scheme is SQLite's.
@@ -57,13 +56,24 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn from_environment(places: Places) -> Result<Self> {
+    /// With its order.
+    pub fn from_environment(places: Places) -> Result<(Self, JobOrder)> {
         let (order, input) = json(ORDER_ENV)
             .and_then(|order| Ok((order, if_there(INPUT_ENV)?)))
             .map_err(|what| Error::Order { what })?;
         let url = env::var(DATABASE_URL_ENV).unwrap_or_default();
         let sqlite = SqliteUrl::is_meant(&url).then(|| SqliteUrl::parse(&url));
-        Ok(Self { places, order, input, url: DatabaseUrl::from_str(&url), sqlite })
+        Ok((Self { places, input, url: DatabaseUrl::from_str(&url), sqlite }, order))
+    }
+
+    /// Another database, for what is done on a copy: no order and no input.
+    pub fn of(places: Places, url: &str) -> Self {
+        Self { places, input: JobInput::default(), url: DatabaseUrl::from_str(url), sqlite: None }
+    }
+
+    /// The same with this input.
+    pub fn with_input(&self, input: JobInput) -> Self {
+        Self { places: self.places.clone(), input, url: self.url.clone(), sqlite: self.sqlite.clone() }
     }
 
     /// Whose steps these are: the URL's scheme decides.

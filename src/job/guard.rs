@@ -92,7 +92,11 @@ pub async fn run(context: &Context, order: &GuardOrder, mut stop: watch::Receive
 }
 
 /// Everything that must hold before the first migration; `Err` holds the answer when nothing is to be run.
-async fn begin(context: &Context, order: &GuardOrder, token: &str) -> Result<Result<PgConnection, Box<JobReport>>> {
+pub(super) async fn begin(
+    context: &Context,
+    order: &GuardOrder,
+    token: &str,
+) -> Result<Result<PgConnection, Box<JobReport>>> {
     let task = &order.database;
     let directory = context.below_storage(&order.directory)?;
     let mut session = context.patient_session(task, GUARD, Duration::from_secs(60)).await?;
@@ -239,7 +243,7 @@ async fn keep(context: &Context, order: &GuardOrder, session: &mut Option<PgConn
 }
 
 /// The runner is done: what its commands said, then what the schema says, then the marker.
-async fn finish(
+pub(super) async fn finish(
     context: &Context,
     order: &GuardOrder,
     reference: &Reference,

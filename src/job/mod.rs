@@ -11,6 +11,7 @@ mod inspect;
 pub mod manifest;
 pub mod protocol;
 mod reference;
+mod rehearsal;
 pub mod report;
 mod restore;
 mod snapshot;
@@ -34,8 +35,8 @@ pub async fn run() -> ExitCode {
     // A second initialisation in one process is somebody else's log, which is as good.
     let _ = crate::telemetry::init(&crate::config::Log::default());
     let places = context::Places::from_environment();
-    let context = match Context::from_environment(places.clone()) {
-        Ok(context) => context,
+    let (context, order) = match Context::from_environment(places.clone()) {
+        Ok(found) => found,
         Err(error) => {
             let report = report::fit(report::failed(&error));
             // A runner that waits beside this container learns it at once.
@@ -46,8 +47,7 @@ pub async fn run() -> ExitCode {
         }
     };
     let mut stop = stop_signal();
-    let order = context.order.clone();
-    let sidecar = matches!(order, JobOrder::Guard(_) | JobOrder::Reference(_));
+    let sidecar = matches!(order, JobOrder::Guard(_) | JobOrder::Reference(_) | JobOrder::Rehearsal(_));
     let done = if sidecar {
         // These end in an orderly way when told to, and then stay: a sidecar that ends is started again.
         carry_out(&context, &order, stop.clone()).await
@@ -85,12 +85,13 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
             JobOrder::Baseline(order) => return sqlite::baseline::run(context, order).await,
             JobOrder::Restore(order) => return sqlite::restore::run(context, order).await,
             // The same for both, or told apart by the order itself.
-            JobOrder::Reference(_) | JobOrder::Check(_) => {}
+            JobOrder::Reference(_) | JobOrder::Rehearsal(_) | JobOrder::Check(_) => {}
         }
     }
     match order {
         JobOrder::Inspect(order) => inspect::run(context, order).await,
         JobOrder::Reference(order) => reference::run(context, order, stop).await,
+        JobOrder::Rehearsal(order) => rehearsal::run(context, order, stop).await,
         JobOrder::Fence(order) => fence::run(context, order).await,
         JobOrder::Snapshot(order) => snapshot::run(context, order).await,
         JobOrder::Guard(order) => guard::run(context, order, stop).await,

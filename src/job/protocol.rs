@@ -41,6 +41,9 @@ pub enum JobOrder {
     /// PreFlight, sidecar in the tool image beside the candidate's `init-db`: runs an ephemeral server of the same
     /// major, waits for the runner, reads the schema that the candidate built, keeps it in storage; measures free space.
     Reference(ReferenceOrder),
+    /// PreFlight, sidecar in the tool image beside the candidate's migrations: copies the database, read only, into an
+    /// ephemeral server, takes the snapshot there, lets the migrations run there, and takes them back there.
+    Rehearsal(RehearsalOrder),
     /// Quiesce: terminates the application's own sessions and proves that none comes back.
     Fence(FenceOrder),
     /// SnapshotExport, tool image: one read point under SHARE locks, digests, dump, read back, restored into scratch.
@@ -107,6 +110,25 @@ pub struct ReferenceOrder {
     /// What to build it on: an ephemeral server, or a new SQLite file in the shared mount.
     #[serde(default, skip_serializing_if = "Engine::is_postgresql")]
     pub engine: Engine,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RehearsalOrder {
+    pub database: DatabaseTask,
+    pub release: String,
+    pub from_version: String,
+    pub operator_version: String,
+    /// Directory of `reference.json`, below [`STORAGE_MOUNT`]. Absent in Plan mode, which keeps none: the migrated schema
+    /// is then not compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_directory: Option<String>,
+    /// Bytes that must be free below [`SCRATCH_MOUNT`].
+    pub needed_bytes: i64,
+    /// How long the runner beside it may take, in seconds.
+    pub limit_seconds: u64,
+    /// When it must have ended, whatever it found.
+    pub until: jiff::Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,6 +304,7 @@ pub struct JobReport {
 pub enum Facts {
     Inspect(InspectFacts),
     Reference(ReferenceFacts),
+    Rehearsal(RehearsalFacts),
     Fence(FenceFacts),
     Snapshot(SnapshotFacts),
     Migrate(MigrateFacts),
@@ -327,6 +350,22 @@ pub struct ReferenceFacts {
     pub schema_sha256: String,
     pub tables: i32,
     pub free_bytes: i64,
+}
+
+/// What a rehearsal measured, as far as it came.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RehearsalFacts {
+    /// Not ok, and certain to meet the upgrade as well. Otherwise a rehearsal that is not ok says nothing of the upgrade.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub conclusive: bool,
+    pub rows: i64,
+    pub tables: i32,
+    /// Reading the live database, and restoring what was read.
+    pub copy_millis: i64,
+    pub snapshot_millis: i64,
+    pub migrate_millis: i64,
+    pub restore_millis: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,6 +73,19 @@ impl Built {
 }
 
 impl Reference {
+    /// Nothing to compare with.
+    pub(super) fn none(attempt: &str, why: &str) -> Self {
+        Self {
+            v: 1,
+            attempt: attempt.to_owned(),
+            made_at: jiff::Timestamp::now(),
+            built_on: "none".to_owned(),
+            why: Some(why.to_owned()),
+            schema: None,
+            sqlite_schema: None,
+        }
+    }
+
     /// Reads the reference; one that is missing or unreadable is an error.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(REFERENCE);
@@ -229,7 +242,7 @@ fn answer(directory: &Path, reference: &Reference, free_bytes: i64) -> Result<Jo
     Ok(report::done(message, Facts::Reference(facts)))
 }
 
-fn free_bytes(directory: &Path) -> Result<i64> {
+pub(super) fn free_bytes(directory: &Path) -> Result<i64> {
     let found = rustix::fs::statvfs(directory).map_err(|error| Error::io("measuring", directory)(error.into()))?;
     Ok(i64::try_from(found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or(i64::MAX))
 }

@@ -44,7 +44,14 @@ pub fn texts(report: &mut JobReport) -> Vec<&mut String> {
         Some(Facts::Migrate(facts)) => texts.extend(facts.differences.iter_mut().chain(&mut facts.extra)),
         Some(Facts::Check(facts)) => texts.extend(facts.checks.iter_mut().map(|check| &mut check.message)),
         Some(Facts::Restore(facts)) => texts.extend(facts.late_tables.iter_mut().map(|late| &mut late.table)),
-        Some(Facts::Reference(_) | Facts::Snapshot(_) | Facts::Probe(_) | Facts::Defaults(_) | Facts::Baseline(_))
+        Some(
+            Facts::Reference(_)
+            | Facts::Rehearsal(_)
+            | Facts::Snapshot(_)
+            | Facts::Probe(_)
+            | Facts::Defaults(_)
+            | Facts::Baseline(_),
+        )
         | None => {}
     }
     texts

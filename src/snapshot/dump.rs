@@ -135,15 +135,26 @@ async fn prove_in(
     let create = format!("CREATE DATABASE verify TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'");
     execute(&mut admin, "making a database in the scratch server", create).await?;
     let _ = admin.close().await;
+    fill(server, tools, (directory, scratch), "verify", original).await
+}
 
+/// Restores the dump into an empty database of the server and compares what came of it with the original.
+pub async fn fill(
+    server: &ScratchServer,
+    tools: &Tools,
+    (directory, scratch): (&Path, &Path),
+    database: &str,
+    original: &Original<'_>,
+) -> Result<()> {
     let mut command = tools.command("pg_restore", scratch);
     command
-        .args(["--exit-on-error", "--no-subscriptions", "--dbname=verify"])
+        .args(["--exit-on-error", "--no-subscriptions"])
+        .arg(format!("--dbname={database}"))
         .arg(directory.join(DUMP))
-        .envs(server.tool_environment("verify"));
+        .envs(server.tool_environment(database));
     Tools::run("pg_restore", &mut command).await.map_err(|error| Error::NotRestorable { what: error.to_string() })?;
 
-    let mut session = server.session(SUPERUSER, "verify").await?;
+    let mut session = server.session(SUPERUSER, database).await?;
     let schema = schema::read(&mut session).await?;
     let differences = structure(original.schema, &schema);
     if !differences.is_empty() {

@@ -260,6 +260,19 @@ impl DatabaseUrl {
         }
     }
 
+    /// The URL of the same user, driver and settings in `database` of a server on this host that wants no password.
+    pub fn on_this_host(&self, port: u16, database: &str) -> String {
+        let user = utf8_percent_encode(&self.user, STRICT);
+        let setting =
+            |(name, value): &(String, String)| format!("-c {name}={}", value.replace('\\', "\\\\").replace(' ', "\\ "));
+        let settings: Vec<_> = self.settings.iter().map(setting).collect();
+        let options = match settings.join(" ") {
+            empty if empty.is_empty() => String::new(),
+            all => format!("?options={}", utf8_percent_encode(&all, STRICT)),
+        };
+        format!("{}://{user}@127.0.0.1:{port}/{database}{options}", self.scheme)
+    }
+
     /// `text` without any form of the password.
     pub fn redact(&self, text: &str) -> String {
         let forms = self.password.iter().flat_map(Password::forms);
@@ -388,6 +401,11 @@ mod tests {
         assert_eq!(url.password.as_ref().unwrap().decoded, "p@%/\" q");
         assert_eq!(url.ssl_mode().unwrap().map(|m| format!("{m:?}")), Some("Disable".to_owned()));
 
+        let here = url.on_this_host(5433, "copy");
+        assert_eq!(here, "postgresql+psycopg2://me%40x@127.0.0.1:5433/copy");
+        assert_eq!(parse(&here).place(), "me@x@127.0.0.1:5433/copy");
+        let set = parse("postgresql://u:p@h/d?options=-c%20search_path%3Da%5C%20b%20-crole%3Dapp");
+        assert_eq!(parse(&set.on_this_host(1, "d")).settings, set.settings);
         assert_eq!(parse("postgresql://u@h/d").port, 5432);
         assert_eq!(parse("postgresql://u:p@[::1]:6000/d").host_and_port(), "[::1]:6000");
         assert_eq!(parse("postgresql://u:p@/d?host=/run/postgresql").host, "/run/postgresql");

@@ -224,6 +224,7 @@ impl World {
             candidate_seconds: 0,
             checks: Vec::new(),
             rollback: PlannedRollback { automatic: true, data_loss_budget_rows: 0 },
+            estimates: None,
         };
         let seen = Observed {
             targets: BTreeMap::from([

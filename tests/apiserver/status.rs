@@ -14,7 +14,7 @@ use memoria_operator::api::{
         CheckResult, Current, CurrentImage, IngestionState, IngestionStatus, PlanSummary, PreFlightStatus, Verdict,
     },
     settings::{ConfigRecord, ConfigReport, ConfigState},
-    upgrade::{PhaseRecord, PhaseState},
+    upgrade::{Estimates, PhaseRecord, PhaseState},
 };
 use serde_json::{Value, json};
 
@@ -135,6 +135,8 @@ async fn the_fullest_status_fits_with_room_to_spare() {
                 config: Some("3 defaults adopted, 2 overrides kept, 0 obsolete".into()),
                 stops: (0..32).map(|n| format!("{n:0>253}")).collect(),
                 inferred: (0..32).map(|n| format!("{n:0>253}")).collect(),
+                estimates: Some(Estimates { snapshot_seconds: 9, migrate_seconds: 3, restore_seconds: 12 }),
+                warnings: (0..8).map(|n| format!("{n:0>1024}")).collect(),
             }),
         }),
         ..MemoriaReleaseStatus::default()

@@ -12,6 +12,7 @@ mod good;
 mod holds;
 mod killed;
 mod kinds;
+mod rehearsal;
 mod rollback;
 mod silence;
 mod site;

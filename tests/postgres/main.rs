@@ -13,6 +13,7 @@ mod inspect;
 mod late;
 mod lost;
 mod reference;
+mod rehearsal;
 mod restore;
 mod schema;
 mod site;

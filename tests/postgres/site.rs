@@ -89,6 +89,10 @@ impl Site {
         self.directory.path().join("shared").join(name)
     }
 
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.directory.path().join("scratch").join(name)
+    }
+
     pub fn spawn(&self, order: &JobOrder, input: &JobInput, url: &str) -> Running {
         let directory = self.directory.path().to_owned();
         let serial = (0..).find(|n| !directory.join(format!("output-{n}")).exists()).unwrap();

@@ -377,12 +377,29 @@ pub struct Rollback {
     /// How much may be set aside without asking.
     #[serde(default)]
     pub data_loss_budget: DataLossBudget,
+    /// Whether pre-flight tries the upgrade of the data and its way back on a copy, while Memoria serves: migrations that
+    /// fail, leave a wrong schema or cannot be taken back refuse the version then, before anything is stopped.
+    #[serde(default)]
+    pub rehearse: Rehearse,
 }
 
 impl Default for Rollback {
     fn default() -> Self {
-        Self { automatic: true, data_loss_budget: DataLossBudget::default() }
+        Self { automatic: true, data_loss_budget: DataLossBudget::default(), rehearse: Rehearse::default() }
     }
+}
+
+/// What a rehearsal means for the plan. One that fails refuses the version in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Rehearse {
+    /// None is made.
+    Never,
+    /// One that has no result (too little scratch space, an extension that the tool image lacks, no time left) is a
+    /// warning in the plan.
+    #[default]
+    WhenPossible,
+    /// Without a result there is no plan.
+    Required,
 }
 
 /// What a rollback may set aside without a person's decision.

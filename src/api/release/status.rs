@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{
     schema,
-    upgrade::{HoldOutcome, Outcome},
+    upgrade::{Estimates, HoldOutcome, Outcome},
 };
 
 /// Where the release stands.
@@ -199,6 +199,13 @@ pub struct PlanSummary {
     /// What was not written in the spec but found on the adopted workloads.
     #[schemars(length(max = 32))]
     pub inferred: Vec<String>,
+    /// What the rehearsal measured; absent where none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimates: Option<Estimates>,
+    /// What could not be found out although the plan stands, such as a rehearsal without a result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub warnings: Vec<String>,
 }
 
 /// The open or latest attempt in short; the whole of it is the MemoriaUpgrade of that name.

@@ -1,4 +1,4 @@
-//! `migrate` and `init-db`: begin when the guard says so, leave it the result, hand on its verdict.
+//! `migrate`, `rehearse` and `init-db`: begin when the guard says so, leave it the result, hand on its verdict.
 
 use std::{
     ffi::OsStr,
@@ -24,12 +24,20 @@ const BEGUN_FILE: &str = "begun";
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     Migrate,
+    /// The same commands, on the copy that the guard names and on nothing else.
+    Rehearse,
     InitDb,
 }
 
 /// # Errors
 /// When the answer cannot be written.
 pub fn run(work: Work, order: &RunnerOrder, supervisor: &mut Supervisor) -> io::Result<bool> {
+    if work == Work::Rehearse && std::env::var_os(DATABASE_URL_ENV).is_some() {
+        let message = format!(
+            "{DATABASE_URL_ENV} is set: a rehearsal must not know the database; this is a defect of the operator"
+        );
+        return end(order, &failed("BadOrder", Category::Bug, message));
+    }
     let go = match go_ahead(order, supervisor) {
         Ok(go) => go,
         Err(report) => return end(order, &report),
@@ -53,7 +61,7 @@ pub fn run(work: Work, order: &RunnerOrder, supervisor: &mut Supervisor) -> io::
     }
     let url = match work {
         Work::Migrate => std::env::var(DATABASE_URL_ENV).ok(),
-        Work::InitDb => go.database_url,
+        Work::Rehearse | Work::InitDb => go.database_url,
     };
     let result = commands(work, order, url, supervisor);
     if let Err(error) = write_shared(order, RESULT_FILE, &result) {
@@ -100,7 +108,7 @@ fn go_ahead(order: &RunnerOrder, supervisor: &mut Supervisor) -> Result<Go, Repo
 
 fn commands(work: Work, order: &RunnerOrder, url: Option<String>, supervisor: &mut Supervisor) -> RunnerResult {
     let names = match work {
-        Work::Migrate => order.migrations.clone(),
+        Work::Migrate | Work::Rehearse => order.migrations.clone(),
         Work::InitDb => vec!["init-db".to_owned()],
     };
     let mut result = RunnerResult { v: 1, commands: Vec::new() };
@@ -120,10 +128,10 @@ fn commands(work: Work, order: &RunnerOrder, url: Option<String>, supervisor: &m
         let ended = match work {
             _ if supervisor.stopping() => Ended::never_began(name, "the pod is being ended"),
             Work::InitDb => init_db(order, &access, supervisor, limit),
-            Work::Migrate if name.starts_with('-') => {
+            Work::Migrate | Work::Rehearse if name.starts_with('-') => {
                 Ended::never_began(name, "a migration's name cannot begin with '-': it would be read as a flag")
             }
-            Work::Migrate => {
+            Work::Migrate | Work::Rehearse => {
                 let arguments = ["migrate", "run", name, "--database-url", access.url()].map(OsStr::new);
                 supervisor.run(name, cli(order, &arguments, Some(&access)), &access.secrets, limit)
             }

@@ -20,7 +20,7 @@ mod supervise;
 
 use self::{guarded::Work, supervise::Supervisor};
 
-const USAGE: &str = "usage: memoria-runner install DESTINATION | probe | defaults | init-db | migrate | bootstrap | parity\n\
+const USAGE: &str = "usage: memoria-runner install DESTINATION | probe | defaults | init-db | migrate | rehearse | bootstrap | parity\n\
                      All but install take their order as JSON from MEMORIA_RUNNER_ORDER.";
 
 #[derive(Clone, Copy)]
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ["defaults"] => Mode::Defaults,
         ["init-db"] => Mode::Guarded(Work::InitDb),
         ["migrate"] => Mode::Guarded(Work::Migrate),
+        ["rehearse"] => Mode::Guarded(Work::Rehearse),
         ["bootstrap"] => Mode::Bootstrap,
         ["parity"] => Mode::Parity,
         _ => {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 pub const ORDER_ENV: &str = "MEMORIA_RUNNER_ORDER";
 /// Environment variable with the SQLAlchemy URL of the database, password and all. Commands never see it.
 pub const DATABASE_URL_ENV: &str = "MEMORIA_OPERATOR_DATABASE_URL";
-/// Variables from which parts of Memoria read a database URL; `migrate` and `init-db` set them without a password.
+/// Variables from which parts of Memoria read a database URL; `migrate`, `rehearse` and `init-db` set them without a
+/// password.
 pub const MEMORIA_URL_ENVS: [&str; 3] = ["DATABASE_URL", "MEMORIA_DB_URL", "MEMORIA_DATABASE__CONNECTION_STRING"];
 /// The emptyDir that runner and guard share.
 pub const SHARED_DIRECTORY: &str = "/memoria-operator";
@@ -113,7 +114,7 @@ pub struct Go {
     /// Version of this form: 1.
     pub v: i32,
     pub proceed: bool,
-    /// The ephemeral server for `init-db`; absent for `migrate`.
+    /// The ephemeral server for `init-db` and `rehearse`; absent for `migrate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database_url: Option<String>,
     /// The Job's answer when there is nothing to run; handed on as it stands.

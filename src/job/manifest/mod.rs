@@ -30,7 +30,7 @@ pub use self::{
 };
 use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
-    RestoreOrder, SHARED_MOUNT, SnapshotOrder,
+    RehearsalOrder, RestoreOrder, SHARED_MOUNT, SnapshotOrder,
 };
 use crate::api::{
     release::Timeouts,
@@ -41,6 +41,10 @@ use crate::api::{
 const FENCE_QUIET_SECONDS: u64 = 5;
 /// How long the guard may read and compare after the runner's commands ended, in seconds.
 const VERDICT_SECONDS: u64 = 600;
+/// Scratch space of a rehearsal: a multiple of the database's size for copy, restored copy and dumps, and what ephemeral
+/// servers take however small it is.
+const REHEARSAL_FACTOR: i64 = 4;
+const REHEARSAL_BYTES: i64 = 512 << 20;
 
 /// What all Jobs of an attempt, or of a pre-flight run, have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,6 +177,47 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
     let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;
     let init = vec![install(ctx), guard.sidecar().shared().scratch().storage()];
     Draft { step: "reference", init, main, limit_seconds, precious: false }.into_job(ctx)
+}
+
+/// PreFlight: the candidate's migrations and the way back from them, on a copy that the sidecar makes. The container with
+/// Memoria's image learns nothing of the database itself. `reference_directory` is that of the same run.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn rehearsal(
+    ctx: &JobContext,
+    server_image: &str,
+    migrations: &[String],
+    database_bytes: i64,
+    until: jiff::Timestamp,
+) -> Result<Job, RenderError> {
+    let (limit_seconds, whole) = (ctx.timeouts.migrate.as_secs(), ctx.timeouts.pre_flight.as_secs());
+    let order = RunnerOrder {
+        migrations: migrations.to_vec(),
+        go_seconds: whole,
+        verdict_seconds: whole,
+        ..runner_order(ctx, "rehearsal", limit_seconds)
+    };
+    let guard_order = RehearsalOrder {
+        database: identified(ctx, "rehearsal")?,
+        release: ctx.release.clone(),
+        from_version: ctx.from_version.clone(),
+        operator_version: ctx.operator_version.clone(),
+        reference_directory: ctx.storage_claim.is_some().then(|| ctx.storage_directory.clone()),
+        needed_bytes: database_bytes.saturating_mul(REHEARSAL_FACTOR).saturating_add(REHEARSAL_BYTES),
+        limit_seconds,
+        until,
+    };
+    let guard = ours(ctx, GUARD, tools(ctx, "rehearsal")?, &JobOrder::Rehearsal(guard_order))?
+        .envs(&ctx.shape.database_env)
+        .data(ctx)
+        .sidecar()
+        .shared()
+        .scratch()
+        .storage();
+    let main = runner(ctx, server_image, Of::Memoria, "rehearse", &order)?;
+    let init = vec![install(ctx), guard];
+    Draft { step: "rehearsal", init, main, limit_seconds: whole, precious: false }.into_job(ctx)
 }
 
 /// Quiesce, operator image: ends the application's sessions and proves that none comes back.

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{
     CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, UrlSeen, baseline,
-    bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, restore, snapshot,
-    template_hash, with_input,
+    bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, rehearsal, restore,
+    snapshot, template_hash, with_input,
 };
 use crate::{
     api::{
@@ -132,6 +132,7 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("probe-server-prior", probe(ctx, &prior).unwrap()),
         ("defaults", defaults(ctx, "defaults", candidate.image, Some("/srv/config.example.yaml")).unwrap()),
         ("reference", reference(ctx, SERVER, 1 << 30).unwrap()),
+        ("rehearsal", rehearsal(ctx, SERVER, &migrations, 64 << 20, until()).unwrap()),
         ("fence", fence(ctx).unwrap()),
         ("snapshot", snapshot(ctx).unwrap()),
         ("baseline", baseline(ctx).unwrap()),
@@ -142,6 +143,10 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("bootstrap", bootstrap(ctx, SERVER).unwrap()),
         ("parity", parity(ctx, SERVER).unwrap()),
     ]
+}
+
+fn until() -> jiff::Timestamp {
+    "2026-11-22T01:13:30Z".parse().unwrap()
 }
 
 fn pod(job: &Job) -> &PodSpec {
@@ -182,6 +187,7 @@ fn the_file_is_mounted_as_the_server_has_it_where_it_is_opened_and_nowhere_else(
         let mounting: BTreeSet<_> = containers(&job).filter(|c| mounts(c)).map(|c| c.name.as_str()).collect();
         let expected: &[&str] = match step {
             "inspect" | "fence" | "snapshot" | "baseline" | "restore" => &["main"],
+            "rehearsal" => &["guard"],
             "migrate" => &["guard", "main"],
             _ => &[],
         };
@@ -335,6 +341,7 @@ fn only_those_jobs_see_the_database_that_need_it() {
             containers(&job).filter(|c| env(c, DATABASE_URL_ENV).is_some()).map(|c| c.name.as_str()).collect();
         let expected: &[&str] = match step {
             "inspect" | "fence" | "snapshot" | "baseline" | "restore" => &["main"],
+            "rehearsal" => &["guard"],
             "migrate" => &["guard", "main"],
             _ => &[],
         };

@@ -4,6 +4,7 @@
 mod data;
 mod judge;
 mod plan;
+mod rehearsal;
 mod rejected;
 mod settings;
 mod stages;
@@ -19,16 +20,16 @@ use kube::ResourceExt as _;
 use sha2::{Digest, Sha256};
 
 pub use self::plan::digest_plan;
-use self::target::Wanted;
+use self::{rehearsal::Rehearsed, target::Wanted};
 use super::{seen::JobSeen, version::Version};
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgradeSpec,
         conditions::reason,
         marks,
-        release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Role, Verdict},
+        release::{CheckResult, Current, CurrentImage, Mode, PreFlightStatus, Rehearse, Role, Verdict},
         settings::PlannedConfig,
-        upgrade::Engine,
+        upgrade::{Engine, Estimates},
     },
     cluster::adopt::{Adopted, Claim},
     job::manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
@@ -320,7 +321,16 @@ impl<'a> Run<'a> {
                 match settings::plan(self.question) {
                     Ok(config) => {
                         checks.extend(config.as_ref().map(|config| settings::passed(self.question, config)));
-                        return self.planned(&context, found, &digests, checks, config);
+                        match self.rehearse(&context, found, &image, &checks) {
+                            None => return self.planned(&context, found, &digests, checks, config, None),
+                            Some(Rehearsed::Create(job)) => missing.push(*job),
+                            Some(Rehearsed::Wait(what)) => waiting.push(what),
+                            Some(Rehearsed::Done(check, _)) if check.result == Verdict::Failed => checks.push(check),
+                            Some(Rehearsed::Done(check, estimates)) => {
+                                checks.push(check);
+                                return self.planned(&context, found, &digests, checks, config, estimates);
+                            }
+                        }
                     }
                     Err(failed) => checks.push(failed),
                 }
@@ -333,6 +343,32 @@ impl<'a> Run<'a> {
             return self.not_passed(checks);
         }
         self.checking(checks, missing, claim, &waiting)
+    }
+
+    /// Where the rehearsal stands; nothing when none is made: it is not wanted, nothing would run, or nothing but it would
+    /// stand in the plan's way.
+    fn rehearse(
+        &self,
+        context: &JobContext,
+        found: &judge::Inspected,
+        image: &str,
+        checks: &[CheckResult],
+    ) -> Option<Rehearsed> {
+        let spec = &self.question.release.spec;
+        let fit = checks.iter().all(|check| check.result == Verdict::Passed);
+        // A name that the version does not list is the plan's to refuse.
+        let migrations = plan::migrations(self.question).unwrap_or_default();
+        if spec.rollback.rehearse == Rehearse::Never || !fit || migrations.is_empty() {
+            return None;
+        }
+        if !found.facts.engine.is_postgresql() {
+            return Some(rehearsal::of_a_file());
+        }
+        let limit = spec.timeouts.pre_flight;
+        let until = rehearsal::until(self.started_at.0, limit.get());
+        let job = manifest::rehearsal(context, image, &migrations, found.facts.bytes, until);
+        let over = self.started_at.0.checked_add(limit.signed()).is_ok_and(|end| self.question.now >= end);
+        Some(rehearsal::judge(job, self.question.jobs.get(rehearsal::STEP), over, &limit.to_string()))
     }
 
     fn checking(
@@ -354,7 +390,8 @@ impl<'a> Run<'a> {
     }
 
     fn not_passed(self, checks: Vec<CheckResult>) -> Answer {
-        let bad: Vec<_> = checks.iter().filter(|check| check.result != Verdict::Passed).collect();
+        let rehearse = self.question.release.spec.rollback.rehearse;
+        let bad: Vec<_> = checks.iter().filter(|check| rehearsal::stops(check, rehearse)).collect();
         let reason = match bad.iter().any(|check| check.result == Verdict::Failed) {
             true => reason::PREFLIGHT_FAILED,
             false => reason::INCONCLUSIVE,
@@ -374,7 +411,9 @@ impl<'a> Run<'a> {
         digests: &BTreeMap<String, String>,
         mut checks: Vec<CheckResult>,
         config: Option<PlannedConfig>,
+        estimates: Option<Estimates>,
     ) -> Answer {
+        let rehearse = self.question.release.spec.rollback.rehearse;
         let plan = match plan::make(
             self.question,
             &self.wanted,
@@ -385,6 +424,7 @@ impl<'a> Run<'a> {
             digests,
             &checks,
             config,
+            estimates,
         ) {
             Ok(plan) => plan,
             Err(error) => {
@@ -396,7 +436,7 @@ impl<'a> Run<'a> {
             return Answer::DryRun { status: self.status(checks), plan: Box::new(plan) };
         };
         checks.extend_from_slice(dry_run);
-        if checks.iter().any(|check| check.result != Verdict::Passed) {
+        if checks.iter().any(|check| rehearsal::stops(check, rehearse)) {
             return self.not_passed(checks);
         }
         let mut status = self.status(checks);

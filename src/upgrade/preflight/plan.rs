@@ -6,14 +6,15 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt as _;
 use sha2::{Digest, Sha256};
 
-use super::{Question, directory, judge::Inspected, stages, target::Wanted};
+use super::{Question, directory, judge::Inspected, rehearsal, stages, target::Wanted};
 use crate::{
     api::{
         MemoriaUpgradeSpec,
         release::{CheckResult, Current, CurrentImage, DEFAULT_URL_ENV, MigrationMode, PlanSummary, Stage, UrlFrom},
         settings::PlannedConfig,
         upgrade::{
-            MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget, PlannedWorker,
+            Estimates, MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget,
+            PlannedWorker,
         },
     },
     cluster::{
@@ -54,6 +55,7 @@ pub(super) fn make(
     digests: &BTreeMap<String, String>,
     checks: &[CheckResult],
     config: Option<PlannedConfig>,
+    estimates: Option<Estimates>,
 ) -> Result<MemoriaUpgradeSpec, PlanError> {
     let release = question.release;
     let spec = &release.spec;
@@ -141,6 +143,7 @@ pub(super) fn make(
             automatic: spec.rollback.automatic,
             data_loss_budget_rows: spec.rollback.data_loss_budget.rows,
         },
+        estimates,
     };
     plan.plan_hash = digest_plan(&plan)?;
     Ok(plan)
@@ -176,7 +179,7 @@ pub fn digest_plan(plan: &MemoriaUpgradeSpec) -> Result<String, serde_json::Erro
 }
 
 /// What will run: all that the candidate lists, or the named ones, or nothing.
-fn migrations(question: &Question<'_>) -> Result<Vec<String>, PlanError> {
+pub(super) fn migrations(question: &Question<'_>) -> Result<Vec<String>, PlanError> {
     let spec = &question.release.spec;
     let listed: Vec<String> = question
         .jobs
@@ -280,6 +283,8 @@ pub(super) fn summary(
         config: plan.config.as_ref().map(|config| config.report.to_string()),
         stops,
         inferred,
+        estimates: plan.estimates,
+        warnings: rehearsal::warnings(&plan.checks),
     }
 }
 

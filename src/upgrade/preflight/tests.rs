@@ -1,5 +1,6 @@
 //! Pre-flight from a spec and two Deployments to a plan, and every reason not to make one.
 
+mod rehearsal;
 mod sqlite;
 
 use std::collections::BTreeMap;
@@ -94,6 +95,8 @@ fn case() -> Case {
                 {"name": "worker", "workloadRef": {"kind": "Deployment", "name": "memoria-worker"}},
             ],
             "ingestion": {"workers": [{"kind": "Deployment", "name": "memoria-worker"}]},
+            // The tests of rehearsals wish for them.
+            "rollback": {"rehearse": "Never"},
         },
     }))
     .unwrap();

@@ -415,6 +415,23 @@ else:
     }
 }
 
+#[test]
+fn a_rehearsal_works_on_the_guards_copy_and_never_knows_another() {
+    let program = "import sys\nprint('called', sys.argv[1:])\n";
+    let place = Place::new("rehearse", program).migrations(&["add_one", "add_two"]);
+    let copy = "postgresql://app@127.0.0.1:5433/copy";
+    place.go(&json!({"v": 1, "proceed": true, "databaseUrl": copy}));
+    let refused = place.command("rehearse").env("MEMORIA_OPERATOR_DATABASE_URL", URL).output().unwrap();
+    assert!(!refused.status.success() && !place.shared("result.json").exists());
+    assert!(place.report().message.contains("a rehearsal must not know the database"));
+    let child = place.command("rehearse").spawn().unwrap();
+    let result = place.judge(&done());
+    assert!(child.wait_with_output().unwrap().status.success());
+    let tails: Vec<_> = result.commands.iter().map(|command| command.tail.as_str()).collect();
+    let expected = |name| format!("called ['migrate', 'run', '{name}', '--database-url', '{copy}']");
+    assert_eq!(tails, [expected("add_one"), expected("add_two")]);
+}
+
 const CLI: &str = r#"
 import sys
 print("UserWarning: something is old  and two spaces", file=sys.stderr)
