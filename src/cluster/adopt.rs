@@ -29,7 +29,7 @@ use crate::{
     api::{
         MemoriaRelease,
         marks::{KEDA_PAUSED, RELEASE_LABEL},
-        release::{CheckResult, Role, Target, Verdict, WorkerKind, WorkerRef, WorkloadRef},
+        release::{CheckResult, Mode, Role, Target, Verdict, WorkerKind, WorkerRef, WorkloadRef},
     },
     upgrade::{
         image::ImageRef,
@@ -131,7 +131,7 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
     let autoscalers: Api<HorizontalPodAutoscaler> = Api::namespaced(client.clone(), ns);
     let storage = spec.snapshot.claim_name(&release.name_any());
     let (releases, services, autoscalers, targets, workers, flag, storage, (config, config_checks)) = futures::try_join!(
-        bounded("list the releases of", ns, releases.list_metadata(&everything)),
+        bounded("list the releases of", ns, releases.list(&everything)),
         bounded("list the Services of", ns, services.list(&everything)),
         bounded("list the autoscalers of", ns, autoscalers.list(&everything)),
         try_join_all(spec.targets.iter().map(|t| read(client, ns, &t.workload_ref))),
@@ -140,11 +140,12 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
         data::storage(client, ns, &storage),
         settings::find(client, ns, release),
     )?;
-    let known: Vec<(String, String)> =
-        releases.items.iter().map(|r| (r.uid().unwrap_or_default(), r.name_any())).collect();
+    let all = releases.items;
+    let known: Vec<(String, String)> = all.iter().map(|r| (r.uid().unwrap_or_default(), r.name_any())).collect();
     let own_uid = release.uid().unwrap_or_default();
     let (releases, autoscalers) = (known.as_slice(), autoscalers.items.as_slice());
-    let context = Context { own_uid: &own_uid, releases, autoscalers, workers: &spec.ingestion.workers };
+    let named = named_before(release, &all);
+    let context = Context { own_uid: &own_uid, releases, named: &named, autoscalers, workers: &spec.ingestion.workers };
 
     let mut adopted =
         Adopted { services: services.items.iter().map(ServiceSelector::from).collect(), storage, ..Adopted::default() };
@@ -189,10 +190,32 @@ fn is_upgrade_wanted(release: &MemoriaRelease, adopted: &Adopted) -> bool {
     image.is_some_and(|image| image.tag.as_deref() != Some(&release.spec.version))
 }
 
+/// What older releases of the namespace name, and which: two that carry out upgrades of one workload would each take the
+/// other's for "before". Plans change nothing and stand aside.
+fn named_before(release: &MemoriaRelease, all: &[MemoriaRelease]) -> Vec<(WorkerRef, String)> {
+    let age = |release: &MemoriaRelease| (release.creation_timestamp().map(|at| at.0), release.name_any());
+    let applies = |release: &MemoriaRelease| release.spec.mode == Mode::Apply;
+    let older = all.iter().filter(|other| {
+        applies(release)
+            && applies(other)
+            && other.metadata.deletion_timestamp.is_none()
+            && other.uid() != release.uid()
+            && age(other) < age(release)
+    });
+    let named = older.flat_map(|other| {
+        let targets = other.spec.targets.iter().map(|target| WorkerRef::from(&target.workload_ref));
+        let all = targets.chain(other.spec.ingestion.workers.iter().cloned());
+        all.map(|workload| (workload, other.name_any())).collect::<Vec<_>>()
+    });
+    named.collect()
+}
+
 struct Context<'a> {
     own_uid: &'a str,
     /// UID and name of each release of the namespace.
     releases: &'a [(String, String)],
+    /// What other releases name, and which.
+    named: &'a [(WorkerRef, String)],
     autoscalers: &'a [HorizontalPodAutoscaler],
     workers: &'a [WorkerRef],
 }
@@ -316,12 +339,21 @@ fn usable(
     context: &Context<'_>,
     problems: &mut Vec<String>,
 ) -> Claim {
-    let claim = claim_of(seen.owner.as_deref(), context);
+    let mut claim = claim_of(seen.owner.as_deref(), context);
     if meta.deletion_timestamp.is_some() {
         problems.push(format!("{name} is being deleted"));
     }
     if let Claim::Other { release } = &claim {
         problems.push(format!("{name} belongs to release {release}; name it in one release only"));
+    }
+    if let (Claim::None | Claim::Gone { .. }, Some((_, release))) =
+        (&claim, context.named.iter().find(|(theirs, _)| theirs == name))
+    {
+        problems.push(format!(
+            "{name} is named by release {release} too, which is older; name it in one release only, or delete release \
+             {release}"
+        ));
+        claim = Claim::Other { release: release.clone() };
     }
     claim
 }

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgradeSpec,
-        marks::{ATTEMPT_LABEL, OWNER_MANAGER, RELEASE_LABEL},
+        marks::{ATTEMPT_LABEL, OWNER_MANAGER, RELEASE_LABEL, STEP_LABEL},
         release::{CheckResult, Mode, Verdict, WorkerKind, WorkerRef},
         upgrade::{PlannedTarget, PlannedWorker},
     },
@@ -40,6 +40,23 @@ use crate::{
 /// the labels of release, run and step.
 pub async fn create_run_job(client: &Client, ns: &str, job: &Job) -> Result<(), ClusterError> {
     act::create_job(client, ns, &template::job_of(job.clone(), &JobInput::default())?).await
+}
+
+/// The first of a run's Jobs whose pod the API server would not admit. A Job is made all the same when a quota, PodSecurity
+/// or a policy refuses its pod; the run would then wait for a pod that never comes. What could not be asked is no refusal.
+pub async fn first_refused(client: &Client, ns: &str, jobs: &[Job]) -> Option<CheckResult> {
+    for job in jobs {
+        let answer = match template::job_of(job.clone(), &JobInput::default()) {
+            Ok(job) => dry_create(client, ns, "pod", &pod_of(&job)).await,
+            Err(error) => Err(error),
+        };
+        let step = job.labels().get(STEP_LABEL).map(String::as_str).unwrap_or_default();
+        let judged = judged(format!("admit-job-{step}"), "its pod would be admitted", answer);
+        if judged.result == Verdict::Failed {
+            return Some(judged);
+        }
+    }
+    None
 }
 
 /// Deletes all Jobs of a pre-flight run, with their pods.

@@ -26,7 +26,7 @@ use crate::{
         client::bounded,
         events::Notice,
         observe::acknowledged,
-        preflight::{create_run_job, delete_run_jobs, dry_run, ensure_claim},
+        preflight::{create_run_job, delete_run_jobs, dry_run, ensure_claim, first_refused},
     },
     upgrade::preflight::{Answer, Question, preflight, run_name, running},
 };
@@ -67,6 +67,11 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     if let Answer::DryRun { plan, .. } = &answer {
         let results = dry_run(client, ns, release, &attempt, plan).await;
         answer = ask(Some(&results));
+    }
+    if let Answer::Checking { jobs: missing, .. } = &answer
+        && let Some(refused) = first_refused(client, ns, missing).await
+    {
+        answer = answer.not_admitted(refused, release, Timestamp::now());
     }
     tell(context, subject, &answer).await;
     match &answer {

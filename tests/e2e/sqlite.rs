@@ -4,14 +4,12 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::{Api, api::DeleteParams};
 use memoria_operator::api::{
-    GoDuration, MemoriaRelease,
+    GoDuration,
     release::Mode,
     upgrade::{Category, Engine, MemoriaUpgradeStatus, Outcome as Ended, PhaseState},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -24,7 +22,7 @@ use crate::{
     failures::{next_action, untouched, writers_are_stopped},
     good::{is_upgraded, stored, upgrade},
     rollback::{BAD_MIGRATION, restored_exactly, taken_back},
-    site::{Options, RELEASE, SOON, Site, TO, UPGRADED, condition, standing, with_site},
+    site::{Options, SOON, Site, TO, UPGRADED, condition, standing, with_site},
 };
 
 pub const SQLITE: Options = Options { postgres: 15, rows: 2_000, small: true, sqlite: true };
@@ -143,138 +141,6 @@ async fn where_a_person_shall_decide_the_file_is_kept_as_it_is_until_the_next_co
         untouched(site, &before).await
     })
     .await
-}
-
-/// What is wrong with a Server that keeps its data in a file, and words of the message that it must get.
-struct Wrong {
-    what: &'static str,
-    replicas: i32,
-    claim: &'static str,
-    url: &'static str,
-    words: &'static [&'static str],
-}
-
-const WHOLE: &str = "sqlite:////data/memoria.db";
-const WRONG: &[Wrong] = &[
-    Wrong {
-        what: "a claim for one pod only",
-        replicas: 1,
-        claim: "single",
-        url: WHOLE,
-        words: &["persistentvolumeclaim/single", "ReadWriteOncePod", "ReadWriteOnce]"],
-    },
-    Wrong {
-        what: "a relative path",
-        replicas: 1,
-        claim: "single",
-        url: "sqlite:///memoria.db",
-        words: &["relative path", "workingDir", "sqlite:////data/memoria.db"],
-    },
-    Wrong {
-        what: "two replicas",
-        replicas: 2,
-        claim: "single",
-        url: WHOLE,
-        words: &["deployment/wrong has 2 replicas", "--replicas=1"],
-    },
-    Wrong {
-        what: "a claim that is not there",
-        replicas: 1,
-        claim: "nowhere",
-        url: WHOLE,
-        words: &["persistentvolumeclaim/nowhere does not exist"],
-    },
-    Wrong {
-        what: "no claim at the path",
-        replicas: 1,
-        claim: "single",
-        url: "sqlite:////elsewhere/memoria.db",
-        words: &["/elsewhere/memoria.db", "none of its volumes"],
-    },
-];
-
-#[tokio::test]
-async fn servers_whose_file_cannot_be_upgraded_are_refused_with_what_to_do() -> Outcome {
-    with_site("sqlite-wrong", Options { rows: 300, ..SQLITE }, async |site| {
-        let before = Captured::now(site).await?;
-        let volume = format!("{}-single", site.namespace);
-        apply(site, &single(site, &volume)).await?;
-        for wrong in WRONG {
-            refuse(site, wrong).await.with_context(|| format!("with {}", wrong.what))?;
-        }
-        environment::kubectl(&["-n", &site.namespace, "delete", "deployment/wrong", "pvc/single"]).await?;
-        let volumes: Api<PersistentVolume> = Api::all(site.client.clone());
-        volumes.delete(&volume, &DeleteParams::default()).await?;
-        untouched(site, &before).await
-    })
-    .await
-}
-
-async fn refuse(site: &Site, wrong: &Wrong) -> Outcome {
-    site.say(&format!("a Server with {}", wrong.what));
-    apply(site, &server(wrong)).await?;
-    let mut release: MemoriaRelease = site.new_release()?;
-    release.spec.version = TO.to_owned();
-    release.spec.targets[0].workload_ref.name = "wrong".to_owned();
-    site.create(&release).await?;
-    let release = site.until_settled(SOON).await?;
-    let (phase, reason, message) = standing(&release);
-    ensure!(reason == "PreFlightFailed", "{phase}/{reason}: {message}");
-    for word in wrong.words {
-        ensure!(message.contains(word), "the message does not name {word:?}: {message}");
-    }
-    ensure!(site.jobs().await?.is_empty(), "a Job was made although the template shows what is wrong");
-    let releases: Api<MemoriaRelease> = site.api();
-    releases.delete(RELEASE, &DeleteParams::default()).await?;
-    Ok(())
-}
-
-/// A Deployment whose pods find no node: only its template matters.
-fn server(wrong: &Wrong) -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "wrong"},
-        "spec": {
-            "replicas": wrong.replicas,
-            "selector": {"matchLabels": {"app.kubernetes.io/name": "wrong"}},
-            "template": {
-                "metadata": {"labels": {"app.kubernetes.io/name": "wrong"}},
-                "spec": {
-                    "nodeSelector": {"memoria-operator-test/nowhere": "true"},
-                    "securityContext": {
-                        "runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-                    "containers": [{
-                        "name": "server", "image": "registry.arca.run/memoria/server:0.9.0",
-                        "env": [{"name": "MEMORIA_DATABASE__CONNECTION_STRING", "value": wrong.url}],
-                        "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-                        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-                    }],
-                    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": wrong.claim}}],
-                },
-            },
-        },
-    })
-}
-
-/// A claim for a single pod, and a volume for it: the cluster's own volumes offer no such thing.
-fn single(site: &Site, volume: &str) -> Value {
-    let common = json!({"accessModes": ["ReadWriteOncePod"], "storageClassName": ""});
-    let mut claim = common.clone();
-    claim["volumeName"] = json!(volume);
-    claim["resources"] = json!({"requests": {"storage": "1Mi"}});
-    let mut spec = common;
-    spec["capacity"] = json!({"storage": "1Mi"});
-    spec["csi"] = json!({"driver": "memoria-operator-test", "volumeHandle": volume});
-    spec["claimRef"] = json!({"namespace": site.namespace, "name": "single"});
-    json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": spec},
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "single"}, "spec": claim},
-    ]})
-}
-
-async fn apply(site: &Site, object: &Value) -> Outcome {
-    let mut kubectl = Command::new("kubectl");
-    kubectl.args(["-n", &site.namespace, "apply", "-f", "-"]);
-    environment::run(&mut kubectl, Some(&object.to_string())).await.map(drop)
 }
 
 async fn journal(site: &Site) -> Result<MemoriaUpgradeStatus> {

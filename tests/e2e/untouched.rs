@@ -113,7 +113,7 @@ async fn abort(site: &Site) -> Outcome {
 
 /// Every object that a plan must leave alone, with its resourceVersion. What has a status that kubelets and controllers
 /// write is compared without both: how ready a pod is may change at any time.
-async fn versions(site: &Site) -> Result<BTreeMap<String, String>> {
+pub async fn versions(site: &Site) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     add::<Deployment>(site, &mut all).await?;
     add::<StatefulSet>(site, &mut all).await?;

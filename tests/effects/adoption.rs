@@ -6,7 +6,10 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams},
 };
 use memoria_operator::{
-    api::release::Verdict,
+    api::{
+        MemoriaRelease,
+        release::{Mode, Verdict},
+    },
     cluster::{
         Adopted, adopt,
         adopt::{Claim, Tool},
@@ -89,8 +92,7 @@ async fn what_is_missing_or_unfit_is_a_failed_check_that_names_it_and_the_way_ou
 #[tokio::test]
 async fn another_releases_workload_is_refused_by_name() {
     let world = World::new("adopt-claimed").await;
-    let second: memoria_operator::api::MemoriaRelease =
-        world.create(serde_json::to_value(release("second")).unwrap()).await;
+    let second: MemoriaRelease = world.create(serde_json::to_value(release("second")).unwrap()).await;
     let uid = world.precondition(&server_ref()).await.uid;
     world
         .act_for(&second, Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2), back: false })
@@ -101,10 +103,34 @@ async fn another_releases_workload_is_refused_by_name() {
     assert!(message(&found, "target-server").contains("release second"));
     assert_eq!(adopt(&world.client, &world.ns, &second).await.unwrap().targets[0].workload.claim, Claim::Ours);
 
-    world.api::<memoria_operator::api::MemoriaRelease>().delete("second", &DeleteParams::default()).await.unwrap();
+    world.api::<MemoriaRelease>().delete("second", &DeleteParams::default()).await.unwrap();
     let found = adopted(&world).await;
     assert_eq!(found.targets[0].workload.claim, Claim::Gone { uid: second.uid().unwrap() });
     assert_eq!(found.targets[0].workload.seen.attempt.as_deref(), Some("memoria-1"));
+}
+
+#[tokio::test]
+async fn of_two_releases_that_name_one_workload_the_younger_is_refused_unless_it_only_plans() {
+    let world = World::new("adopt-twice").await;
+    // The server's clock has whole seconds; of two releases of one second the name decides.
+    let mut second: MemoriaRelease = world.create(serde_json::to_value(release("second")).unwrap()).await;
+    let of = async |release: &MemoriaRelease| adopt(&world.client, &world.ns, release).await.unwrap();
+    let found = of(&second).await;
+    assert_eq!(found.targets[0].workload.claim, Claim::Other { release: "memoria".to_owned() });
+    for check in ["target-server", "worker-statefulset-worker"] {
+        let said = message(&found, check);
+        assert!(said.contains("is named by release memoria too") && said.contains("delete release memoria"), "{said}");
+    }
+    assert!(of(&world.release).await.checks.iter().all(|check| check.result == Verdict::Passed));
+    second.spec.mode = Mode::Plan;
+    assert_eq!(of(&second).await.targets[0].workload.claim, Claim::None);
+    // What it was marked by its own attempt stays its own.
+    second.spec.mode = Mode::Apply;
+    let uid = world.precondition(&server_ref()).await.uid;
+    let mark = Action::Mark { workload: server_ref().into(), uid, prior: Prior::Replicas(2), back: false };
+    world.act_for(&second, mark).await.unwrap();
+    assert_eq!(of(&second).await.targets[0].workload.claim, Claim::Ours);
+    assert!(message(&of(&world.release).await, "target-server").contains("belongs to release second"));
 }
 
 #[tokio::test]

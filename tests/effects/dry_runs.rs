@@ -69,11 +69,23 @@ async fn pod_security_and_quota_are_met_by_the_pods_of_jobs() {
     assert!(failed(&results, "admit-target-server").contains("memoria-1-server-candidate"));
     assert!(failed(&results, "snapshot-claim").contains("persistentvolumeclaim/memoria-snapshots"));
 
+    let jobs: Vec<Job> =
+        world.upgrade.spec.jobs.iter().map(|job| serde_json::from_value(job.manifest.clone()).unwrap()).collect();
+    let refused = async || preflight::first_refused(&world.client, &world.ns, &jobs).await;
+    let first = refused().await.unwrap();
+    assert_eq!((first.name.as_str(), first.result), ("admit-job-fence", Verdict::Failed));
+    assert!(first.message.contains("violates PodSecurity") && first.message.contains("correct"), "{}", first.message);
+
     let open = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": null}}});
     Api::<Namespace>::all(world.client.clone())
         .patch(&world.ns, &PatchParams::default(), &Patch::Merge(open))
         .await
         .unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while let Some(refused) = refused().await {
+        assert!(std::time::Instant::now() < end, "{}", refused.message);
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
     world.create::<ResourceQuota>(json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}})).await;
     world.set_status::<ResourceQuota>("none", json!({"hard": {"pods": "0"}, "used": {"pods": "0"}})).await;
     // The server learns of namespaces and quotas by watches of its own.
@@ -87,4 +99,7 @@ async fn pod_security_and_quota_are_met_by_the_pods_of_jobs() {
         assert!(std::time::Instant::now() < end, "{said}");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
+    let said = refused().await.unwrap().message;
+    assert!(said.contains("exceeded quota: none") && said.contains("raise the ResourceQuota"), "{said}");
+    assert!(world.api::<Job>().list(&Default::default()).await.unwrap().items.is_empty());
 }

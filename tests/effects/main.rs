@@ -21,6 +21,7 @@ mod settings;
 mod watches;
 mod world;
 mod writes;
+mod wrong;
 
 /// The tests of the API store objects of older versions first; these do not.
 mod stored {

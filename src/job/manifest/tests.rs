@@ -239,6 +239,7 @@ fn the_template_shows_whether_the_database_is_a_file() {
     assert_eq!(seen(json!("postgresql+psycopg2://m@db/m")), UrlSeen::Server);
     let hidden = shape(&server_template(), SecurityContextMode::Restricted).unwrap().url;
     assert_eq!(hidden, UrlSeen::Hidden);
+    assert_eq!(seen(json!("mysql+pymysql://m@db/m")), UrlSeen::Unknown("mysql+pymysql".to_owned()));
 }
 
 /// The rules of the PodSecurity level `restricted`, as the Kubernetes documentation lists them.

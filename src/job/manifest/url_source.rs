@@ -57,6 +57,8 @@ pub enum UrlSeen {
     Hidden,
     /// A server, whatever of the URL is hidden.
     Server,
+    /// Neither PostgreSQL nor SQLite: its scheme.
+    Unknown(String),
     /// A file: its path as written, where the template shows it.
     Sqlite(Option<String>),
 }
@@ -66,8 +68,12 @@ impl UrlSeen {
         let Some((scheme, rest)) = url.trim().split_once("://").filter(|(scheme, _)| !scheme.contains(UNSEEN)) else {
             return Self::Hidden;
         };
-        if scheme.split('+').next() != Some("sqlite") {
-            return Self::Server;
+        match scheme.split('+').next() {
+            Some("sqlite") => {}
+            // `postgres` is one that Inspect has a better answer for.
+            Some("postgresql" | "postgres") => return Self::Server,
+            Some(_) if is_scheme(scheme) => return Self::Unknown(scheme.to_owned()),
+            _ => return Self::Server,
         }
         // As SQLAlchemy reads it: what follows the slash after an empty host, up to the query.
         let path = rest.split_once('?').map_or(rest, |(path, _)| path);
@@ -75,6 +81,11 @@ impl UrlSeen {
         // A path in the form of a URI has rules of its own, which the Job that opens it knows.
         Self::Sqlite((!path.contains(UNSEEN) && !path.starts_with("file:")).then(|| path.to_owned()))
     }
+}
+
+/// What is none belongs to a mangled URL, of which nothing is repeated.
+fn is_scheme(text: &str) -> bool {
+    text.len() <= 32 && text.chars().all(|c| c.is_ascii_alphanumeric() || "+._-".contains(c))
 }
 
 /// The entries that give a Job its URL, in the order in which the kubelet must read them, and what shows of it.

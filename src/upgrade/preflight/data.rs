@@ -34,6 +34,13 @@ pub(super) struct File {
 pub(super) fn before(question: &Question<'_>, server: &Wanted<'_>, shape: &PodShape) -> Result<Before, String> {
     let (spec, data) = (&question.release.spec, &question.adopted.data);
     let wanted = wanted_claim(spec);
+    if let UrlSeen::Unknown(scheme) = &shape.url {
+        return Err(format!(
+            "the database URL of container {} has the scheme {scheme:?}, and the operator upgrades PostgreSQL and SQLite \
+             only; correct it to postgresql://… or sqlite:////…, or upgrade this Memoria by hand",
+            server.found.container
+        ));
+    }
     if shape.url == UrlSeen::Server {
         return match wanted {
             Some(claim) => Err(format!(

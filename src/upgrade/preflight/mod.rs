@@ -78,6 +78,30 @@ pub enum Answer {
     NotPassed { status: PreFlightStatus, reason: &'static str, message: String },
 }
 
+impl Answer {
+    /// The same when the API server would not admit the pod of one of the Jobs that are asked for.
+    #[must_use]
+    pub fn not_admitted(self, refused: CheckResult, release: &MemoriaRelease, now: Timestamp) -> Self {
+        let Self::Checking { mut status, .. } = self else { return self };
+        status.checks.push(refused);
+        finished(status, release, now)
+    }
+}
+
+/// A run that has ended without a plan: what failed, or could not be told.
+fn finished(mut status: PreFlightStatus, release: &MemoriaRelease, now: Timestamp) -> Answer {
+    let rehearse = release.spec.rollback.rehearse;
+    let bad: Vec<_> = status.checks.iter().filter(|check| rehearsal::stops(check, rehearse)).collect();
+    let reason = match bad.iter().any(|check| check.result == Verdict::Failed) {
+        true => reason::PREFLIGHT_FAILED,
+        false => reason::INCONCLUSIVE,
+    };
+    let message =
+        super::cut(bad.iter().map(|check| format!("{}: {}", check.name, check.message)).collect::<Vec<_>>().join("; "));
+    status.finished_at = Some(Time(now));
+    Answer::NotPassed { status, reason, message }
+}
+
 /// A claim for snapshots that the operator makes when the release names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimWish {
@@ -252,6 +276,7 @@ impl<'a> Run<'a> {
         let looking = context.clone();
         let context = JobContext { data: Vec::new(), nodes: None, ..context };
         checks.extend(self.question.adopted.findings.iter().cloned());
+        checks.extend(self.lost_storage());
         let own = &self.question.release.spec;
         checks.extend(stages::expressions(&own.checks));
         let server = own.targets.iter().find(|target| target.role == Role::Server);
@@ -390,18 +415,7 @@ impl<'a> Run<'a> {
     }
 
     fn not_passed(self, checks: Vec<CheckResult>) -> Answer {
-        let rehearse = self.question.release.spec.rollback.rehearse;
-        let bad: Vec<_> = checks.iter().filter(|check| rehearsal::stops(check, rehearse)).collect();
-        let reason = match bad.iter().any(|check| check.result == Verdict::Failed) {
-            true => reason::PREFLIGHT_FAILED,
-            false => reason::INCONCLUSIVE,
-        };
-        let message = super::cut(
-            bad.iter().map(|check| format!("{}: {}", check.name, check.message)).collect::<Vec<_>>().join("; "),
-        );
-        let mut status = self.status(checks);
-        status.finished_at = Some(Time(self.question.now));
-        Answer::NotPassed { status, reason, message }
+        finished(self.status(checks), self.question.release, self.question.now)
     }
 
     fn planned(
@@ -526,6 +540,16 @@ impl<'a> Run<'a> {
             nodes: before.nodes,
         };
         Ok((context, before.unfit))
+    }
+
+    /// A claim that the release names must be there: the operator makes only its own.
+    fn lost_storage(&self) -> Option<CheckResult> {
+        let named = &self.question.release.spec.snapshot.storage.as_ref()?.persistent_volume_claim.claim_name;
+        let message = format!(
+            "persistentvolumeclaim/{named} does not exist; create it, or correct \
+             spec.snapshot.storage.persistentVolumeClaim.claimName"
+        );
+        self.question.adopted.storage.is_none().then(|| judge::failed("snapshot-claim", message))
     }
 
     fn claim_name(&self) -> String {

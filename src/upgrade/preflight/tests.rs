@@ -25,7 +25,7 @@ use crate::{
         upgrade::{Category, DatabaseIdentity, Engine},
     },
     cluster::{
-        adopt::{Adopted, AdoptedTarget, AdoptedWorkload, Claim},
+        adopt::{Adopted, AdoptedTarget, AdoptedWorkload, Claim, StorageFound},
         settings::ConfigFound,
     },
     job::protocol::{DefaultsFacts, Facts, InspectFacts, JobReport, ProbeFacts, ReferenceFacts},
@@ -427,6 +427,32 @@ fn a_refused_dry_run_is_a_failed_check() {
     let (reason, message) = refused(case.ask());
     assert_eq!(reason, reason::PREFLIGHT_FAILED);
     assert!(message.contains("admit-job-migrate: pods \"x\" is forbidden"));
+}
+
+#[test]
+fn a_run_whose_pods_would_not_be_admitted_ends_before_a_job_is_made() {
+    let case = case();
+    let message = "could not create pod/x: exceeded quota: none; raise the ResourceQuota".to_owned();
+    let check = CheckResult { name: "admit-job-inspect".into(), result: Verdict::Failed, message };
+    let Answer::NotPassed { status, reason, message } = case.ask().not_admitted(check, &case.release, case.now) else {
+        panic!("the run goes on")
+    };
+    assert_eq!((reason, status.finished_at), (reason::PREFLIGHT_FAILED, Some(Time(case.now))));
+    assert!(message.starts_with("admit-job-inspect: could not create pod/x"), "{message}");
+}
+
+#[test]
+fn a_claim_for_snapshots_that_the_release_names_must_be_there() {
+    let mut case = case();
+    case.spec(json!({"snapshot": {"storage": {"persistentVolumeClaim": {"claimName": "backup"}}}}));
+    let (reason, message) = refused(case.ask());
+    assert_eq!(reason, reason::PREFLIGHT_FAILED);
+    for part in ["persistentvolumeclaim/backup does not exist", "spec.snapshot.storage.persistentVolumeClaim.claimName"]
+    {
+        assert!(message.contains(part), "{message}");
+    }
+    case.adopted.storage = Some(StorageFound { claim: "backup".into(), nodes: None });
+    assert!(matches!(case.ask(), Answer::Checking { .. }));
 }
 
 #[test]

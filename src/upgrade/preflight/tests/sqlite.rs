@@ -200,8 +200,9 @@ fn the_named_claim_alone_is_mounted() {
 #[test]
 fn what_the_template_shows_to_be_wrong_is_refused_before_any_job() {
     type Change = fn(&mut Case);
-    let refusals: [(&str, Change, &[&str]); 11] = [
+    let refusals: [(&str, Change, &[&str]); 12] = [
         ("sqlite:///memoria.db", |_| {}, &["relative path \"memoria.db\"", "sqlite:////data/memoria.db", "workingDir"]),
+        ("mysql://db/m", |_| {}, &["container server has the scheme \"mysql\"", "PostgreSQL and SQLite only"]),
         ("sqlite://", |_| {}, &["in memory"]),
         ("sqlite:////tmp/m.db", |_| {}, &["/tmp/m.db", "emptyDir volume \"tmp\"", "copy it to a claim"]),
         ("sqlite:////var/m.db", |_| {}, &["/var/m.db", "none of its volumes"]),
