@@ -10,9 +10,12 @@ use super::{
 use crate::{
     api::{
         release::{CheckResult, Verdict},
-        upgrade::{DatabaseIdentity, Engine},
+        upgrade::{Category, DatabaseIdentity, Engine},
     },
-    snapshot::{Error, Result, dump, identity, markers, peers, quote_ident, session::execute},
+    snapshot::{
+        Error, Result, dump, identity, markers, peers, pooler, quote_ident,
+        session::{application_name, execute},
+    },
 };
 
 /// What ends a backend whose client was killed exists from here on.
@@ -24,10 +27,16 @@ const SCOPE: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 
 pub async fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
     let url = context.url()?;
+    if pooler::stands_before(url, &application_name(&order.database.attempt, "inspect")).await? {
+        let message = format!(
+            "{} is a connection pooler: sessions change between transactions; give a URL that leads to PostgreSQL itself",
+            url.host_and_port()
+        );
+        return Ok(report::refused(Category::Environment, "DirectConnection", message));
+    }
     let mut session = context.session(&order.database, "inspect").await?;
     execute(&mut session, "making the session read-only", "SET default_transaction_read_only = on").await?;
     let mut findings = Vec::new();
-    pooler(context, order, &mut session, &mut findings).await?;
     let identity = identity::read(&mut session, url).await?;
     let version = session.server_version_num().unwrap_or_default();
     let (server_version, bytes, tables): (String, i64, i64) = sqlx::query_as(AssertSqlSafe(format!(
@@ -69,37 +78,6 @@ pub async fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
 
 fn failed(name: &str, message: String) -> CheckResult {
     CheckResult { name: name.to_owned(), result: Verdict::Failed, message }
-}
-
-/// A pooler gives each transaction another session: locks, settings and exported snapshots are then lost or mixed up.
-async fn pooler(
-    context: &Context,
-    order: &InspectOrder,
-    session: &mut PgConnection,
-    findings: &mut Vec<CheckResult>,
-) -> Result<()> {
-    let mut other = context.session(&order.database, "inspect").await?;
-    execute(session, "setting a variable in the session", "SET memoria_operator.probe = 'kept'").await?;
-    let mut seen = Vec::new();
-    for _ in 0..5 {
-        let answer: (i32, Option<String>) =
-            sqlx::query_as("SELECT pg_backend_pid(), nullif(current_setting('memoria_operator.probe', true), '')")
-                .fetch_one(&mut *session)
-                .await
-                .map_err(Error::query("asking for the session's process"))?;
-        seen.push(answer);
-        execute(&mut other, "asking beside it", "SELECT pg_backend_pid()").await?;
-    }
-    let _ = other.close().await;
-    let kept = seen.windows(2).all(|pair| pair.first() == pair.last()) && seen.iter().all(|(_, probe)| probe.is_some());
-    if !kept {
-        let place = context.url()?.host_and_port();
-        findings.push(failed(
-            "DirectConnection",
-            format!("{place} is a connection pooler: sessions change between transactions; give a URL that leads to PostgreSQL itself"),
-        ));
-    }
-    Ok(())
 }
 
 async fn list(session: &mut PgConnection, doing: &'static str, sql: String) -> Result<Vec<String>> {

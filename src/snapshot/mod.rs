@@ -10,6 +10,7 @@ pub mod late;
 pub mod manifest;
 pub mod markers;
 pub mod peers;
+pub mod pooler;
 pub mod restore;
 pub mod schema;
 pub mod scratch;

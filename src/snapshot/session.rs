@@ -66,14 +66,19 @@ pub async fn open(url: &DatabaseUrl, application_name: &str) -> Result<PgConnect
 }
 
 pub async fn open_with(options: &PgConnectOptions, at: &str) -> Result<PgConnection> {
-    let failed = |source| Error::Connect { at: at.to_owned(), source };
-    let late = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 15 s");
-    let mut session = tokio::time::timeout(Duration::from_secs(15), PgConnection::connect_with(options))
-        .await
-        .map_err(|elapsed| failed(sqlx::Error::Io(late(elapsed))))?
-        .map_err(failed)?;
+    let mut session = connect(options, at).await?;
     pin(&mut session).await?;
     Ok(session)
+}
+
+/// A session that has set nothing yet.
+pub async fn connect(options: &PgConnectOptions, at: &str) -> Result<PgConnection> {
+    let failed = |source| Error::Connect { at: at.to_owned(), source };
+    let late = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 15 s");
+    tokio::time::timeout(Duration::from_secs(15), PgConnection::connect_with(options))
+        .await
+        .map_err(|elapsed| failed(sqlx::Error::Io(late(elapsed))))?
+        .map_err(failed)
 }
 
 /// Sets all settings; done again after statements that may have changed them.

@@ -150,6 +150,11 @@ impl Cluster {
             .application_name("test")
     }
 
+    /// Where the server listens for those who need no password.
+    pub fn socket_file(&self) -> PathBuf {
+        self.directory.path().join(format!(".s.PGSQL.{}", self.port))
+    }
+
     /// A session of any user, without our settings.
     pub async fn session(&self, user: &str, database: &str) -> PgConnection {
         PgConnection::connect_with(&self.socket(user, database)).await.unwrap()

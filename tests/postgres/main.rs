@@ -12,6 +12,7 @@ mod guard;
 mod inspect;
 mod late;
 mod lost;
+mod pooler;
 mod reference;
 mod rehearsal;
 mod restore;
