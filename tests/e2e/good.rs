@@ -176,7 +176,7 @@ async fn workloads_are_back(site: &Site) -> Outcome {
     }
     site.maintenance_is_off().await?;
     let pods = site.pods().await?;
-    ensure!(!pods.keys().any(|name| name.contains("candidate")), "a candidate is left: {pods:?}");
+    ensure!(!pods.keys().any(|name| name.ends_with("-candidate")), "a candidate is left: {pods:?}");
     Ok(())
 }
 
