@@ -13,6 +13,7 @@ mod holds;
 mod killed;
 mod kinds;
 mod rehearsal;
+mod matrix;
 mod rollback;
 mod silence;
 mod site;

@@ -171,7 +171,7 @@ async fn late_writes_are_set_aside_only_with_a_persons_word() -> Outcome {
 }
 
 /// Three rows come, two change and one goes while the new version serves.
-async fn write_as_a_client(site: &Site) -> Outcome {
+pub async fn write_as_a_client(site: &Site) -> Outcome {
     let sql = "INSERT INTO teams (team_id, name, slug, created_at, updated_at) \
                  SELECT 'late-' || n, 'late', 'late-' || n, now(), now() FROM generate_series(1, 3) n; \
                UPDATE chat_history SET user_input = 'late' WHERE chat_id IN (SELECT chat_id FROM chat_history ORDER BY 1 LIMIT 2); \
@@ -194,7 +194,7 @@ async fn write_as_a_client(site: &Site) -> Outcome {
     environment::kubectl(&[&["-n", site.namespace.as_str()], &psql[..]].concat()).await.map(drop)
 }
 
-async fn journal(site: &Site) -> Result<MemoriaUpgradeStatus> {
+pub async fn journal(site: &Site) -> Result<MemoriaUpgradeStatus> {
     site.attempt().await?.status.context("a journal")
 }
 

@@ -12,8 +12,8 @@ const FEATURE: &str = "apiserver-tests";
 
 pub fn parts() -> Vec<Part> {
     vec![
-        Part { name: "Kubernetes' programs", run: programs },
-        Part { name: "kinds, chart, effects on an API server", run: tests },
+        Part { name: "Kubernetes' programs", run: Box::new(programs) },
+        Part { name: "kinds, chart, effects on an API server", run: Box::new(tests) },
     ]
 }
 

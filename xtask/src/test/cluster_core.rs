@@ -1,10 +1,11 @@
 //! The third tier: upgrades of real Memorias on the two-node cluster, the operator installed by its chart.
 
+use std::ffi::OsStr;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Done, EVERYTHING, Part, cargo, getting_started, succeed};
+use super::{Done, EVERYTHING, Part, cargo, getting_started, matrix, succeed};
 use crate::cluster::{self, Target};
 use crate::kube::Kube;
 use crate::{images, operator, place};
@@ -20,29 +21,52 @@ const AT_ONCE: &str = "--test-threads=3";
 /// Modules of upgrades that take longer than CI has time for.
 const LONG: [&str; 3] = ["holds::", "kinds::", "sqlite::"];
 /// Modules with parts of their own.
-const APART: [&str; 2] = ["--skip=silence::", "--skip=killed::"];
+const APART: [&str; 3] = ["--skip=silence::", "--skip=killed::", "--skip=matrix::"];
+/// Two that kill the one operator would kill it for each other.
+const ALONE: &str = "--test-threads=1";
+/// One upgrade of each database, killed in every phase; the others take longer than CI has time for.
+const KILLED_IN_CI: [&str; 2] = [
+    "killed::the_operator_killed_once_in_every_phase_comes",
+    "killed::the_operator_killed_once_in_every_phase_of_the_way_back",
+];
 
-pub fn parts(all: bool) -> Vec<Part> {
+pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     let mut parts = vec![
-        Part { name: "the cluster", run: || Target::Local.ensure().map(|_| Done::Passed) },
-        Part { name: "the images", run: || images::ensure_available(Target::Local).map(|_| Done::Passed) },
-        Part { name: "leftovers of earlier runs", run: clean_up },
-        Part { name: "secrets planted in the cluster are found", run: canaries },
-        Part { name: "the operator, by its chart", run: install },
-        Part { name: "upgrades", run: upgrades },
+        Part { name: "the cluster", run: Box::new(|| Target::Local.ensure().map(|_| Done::Passed)) },
+        Part { name: "the images", run: Box::new(|| images::ensure_available(Target::Local).map(|_| Done::Passed)) },
+        Part { name: "leftovers of earlier runs", run: Box::new(clean_up) },
     ];
+    if !only.is_empty() {
+        let mut arguments = only.to_vec();
+        arguments.push(if only.iter().any(|filter| filter.starts_with("killed")) { ALONE } else { AT_ONCE }.to_owned());
+        parts.push(Part { name: "the operator, by its chart", run: Box::new(install) });
+        parts.push(Part { name: "chosen upgrades", run: Box::new(move || e2e(&arguments, &[])) });
+        return parts;
+    }
+    parts.extend([
+        Part { name: "secrets planted in the cluster are found", run: Box::new(canaries) },
+        Part { name: "the operator, by its chart", run: Box::new(install) },
+        Part { name: "upgrades", run: Box::new(upgrades) },
+    ]);
     if all {
-        parts.push(Part { name: "more upgrades", run: || e2e(&[&LONG[..], &[AT_ONCE]].concat()) });
+        parts.push(Part { name: "more upgrades", run: Box::new(|| e2e(&[&LONG[..], &[AT_ONCE]].concat(), &[])) });
     }
     // All that the upgrades left behind is settled now.
-    parts.push(Part { name: "silence of a settled operator", run: || e2e(&["silence::"]) });
-    // It kills the operator of all, so nothing else may be under way.
-    parts.push(Part { name: "an operator killed in every phase", run: || e2e(&["killed::"]) });
+    parts.push(Part { name: "silence of a settled operator", run: Box::new(|| e2e(&["silence::"], &[])) });
+    if all {
+        parts.push(Part { name: "the fault matrix", run: Box::new(matrix::all) });
+    } else {
+        parts.push(Part { name: "a sample of the fault matrix", run: Box::new(matrix::sample) });
+    }
+    // They kill the operator of all, so nothing else may be under way.
+    let killed = if all { vec!["killed::"] } else { KILLED_IN_CI.to_vec() };
+    let killed = [&killed[..], &[ALONE]].concat();
+    parts.push(Part { name: "an operator killed in every phase", run: Box::new(move || e2e(&killed, &[])) });
     if all {
         // Last, because its commands install the operator anew, with the chart's own values.
-        parts.push(Part { name: "the commands of getting started", run: getting_started::run });
+        parts.push(Part { name: "the commands of getting started", run: Box::new(getting_started::run) });
     }
-    parts.push(Part { name: "cleaning up", run: clean_up });
+    parts.push(Part { name: "cleaning up", run: Box::new(clean_up) });
     parts
 }
 
@@ -51,7 +75,7 @@ fn upgrades() -> Result<Done> {
     let mut arguments = vec![AT_ONCE];
     arguments.extend(APART);
     arguments.extend(long.iter().map(String::as_str));
-    e2e(&arguments)
+    e2e(&arguments, &[])
 }
 
 fn install() -> Result<Done> {
@@ -68,15 +92,15 @@ fn canaries() -> Result<Done> {
     succeed(tests.envs(cluster::client_environment()?))
 }
 
-/// Runs the tests of `tests/e2e` that the arguments choose.
-fn e2e(arguments: &[&str]) -> Result<Done> {
+/// Runs the tests of `tests/e2e` that the arguments choose, with more of an environment.
+pub fn e2e(arguments: &[impl AsRef<OsStr>], environment: &[(&str, &OsStr)]) -> Result<Done> {
     let mut test = cargo(&["test", "--test", "e2e"])?;
     test.args(EVERYTHING).arg("--").args(arguments).arg("--nocapture");
     // A failed test's own words say more than where they were put together.
     test.envs(cluster::client_environment()?).env("RUST_BACKTRACE", "0");
     test.env("MEMORIA_TEST_XTASK", std::env::current_exe().context("cannot tell which program this is")?);
     test.env("MEMORIA_TEST_IMAGES", images::index_file()?);
-    test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?);
+    test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?).envs(environment.iter().copied());
     succeed(&mut test)
 }
 

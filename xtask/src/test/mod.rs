@@ -4,6 +4,7 @@
 mod apiserver;
 mod cluster_core;
 mod getting_started;
+mod matrix;
 mod quick;
 mod tags;
 
@@ -22,6 +23,9 @@ pub struct Args {
     /// Also what takes longer than CI has time for
     #[arg(long)]
     all: bool,
+    /// Of the upgrades on the cluster only those whose names contain one of these, e.g. sqlite::
+    #[arg(long, value_name = "FILTER", value_delimiter = ',')]
+    only: Vec<String>,
 }
 
 /// From cheap to dear; they run in this order.
@@ -50,11 +54,11 @@ impl Tier {
         self != Self::Quick
     }
 
-    fn parts(self, all: bool) -> Vec<Part> {
+    fn parts(self, args: &Args) -> Vec<Part> {
         match self {
             Self::Quick => quick::parts(),
             Self::Apiserver => apiserver::parts(),
-            Self::Cluster => cluster_core::parts(all),
+            Self::Cluster => cluster_core::parts(args.all, &args.only),
         }
     }
 }
@@ -62,7 +66,7 @@ impl Tier {
 /// One thing that is checked.
 struct Part {
     name: &'static str,
-    run: fn() -> Result<Done>,
+    run: Box<dyn Fn() -> Result<Done>>,
 }
 
 /// How a part ended that did not fail.
@@ -89,7 +93,7 @@ pub fn run(args: Args) -> Result<()> {
             continue;
         }
         let _lock = (tier == Tier::Cluster).then(cluster::lock_operator).transpose()?;
-        for part in tier.parts(args.all) {
+        for part in tier.parts(&args) {
             println!("==> {}: {}", tier.name(), part.name);
             let start = Instant::now();
             let result = (part.run)();
