@@ -39,7 +39,10 @@ use crate::{
 /// Creates a Job of a pre-flight run; one of the same name, labels and content is taken as created. The manifest needs
 /// the labels of release, run and step.
 pub async fn create_run_job(client: &Client, ns: &str, job: &Job) -> Result<(), ClusterError> {
-    act::create_job(client, ns, &template::job_of(job.clone(), &JobInput::default())?).await
+    let mut job = job.clone();
+    // Read within minutes, and nobody's business once another run has taken over; an attempt deletes those of its own run.
+    job.spec.get_or_insert_default().ttl_seconds_after_finished = Some(act::JOB_TTL_SECONDS);
+    act::create_job(client, ns, &template::job_of(job, &JobInput::default())?).await
 }
 
 /// The first of a run's Jobs whose pod the API server would not admit. A Job is made all the same when a quota, PodSecurity

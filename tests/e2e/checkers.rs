@@ -9,7 +9,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::{environment, site::Site};
+use crate::{
+    environment,
+    site::{RELEASE, Site},
+};
 
 /// What a site was like at one moment.
 pub struct Captured {
@@ -56,10 +59,12 @@ impl Captured {
         yes(question.arg(&before.data).arg(&self.data)).await.context("the data differs").map(drop)
     }
 
-    /// Replicas, flags and readiness as before, and images too but for these (`workload/container=image`).
+    /// Replicas, flags and readiness as before, and images too but for these (`workload/container=image`). An attempt
+    /// keeps the settings that it replaced.
     pub async fn has_the_workloads_of(&self, before: &Self, images: &[String]) -> Result<()> {
         let mut question = checker("workloads.py");
         question.arg("check").arg(&before.workloads).arg(&self.workloads);
+        question.arg("--config-may-appear").arg(format!("{RELEASE}-1-"));
         for image in images {
             question.arg("--image").arg(image);
         }
