@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     api::{MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeStatus, marks, upgrade::Outcome},
-    cluster::{self, ClusterError, client::bounded, preflight::delete_run_jobs},
-    upgrade::{self, seen::Refusal},
+    cluster::{self, ClusterError, client::bounded, events::Notice, preflight::delete_run_jobs},
+    upgrade::{self, Action, seen::Refusal},
 };
 
 /// How many journals one reconcile stores at most before it lets other releases have their turn.
@@ -43,34 +43,21 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
             if !context.leadership.is_leading() {
                 return Ok(Requeue::await_change());
             }
+            let mut notices = Vec::new();
             if decision.journal != before {
                 upgrade = store(&context.client, upgrade, decision.journal).await?;
                 let after = upgrade.status.clone().unwrap_or_default();
                 context.metrics.journal(&subject.namespace, &subject.release.name_any(), &before, &after);
-                for notice in notices::between(&before, &after) {
-                    info!(reason = notice.reason, phase = notice.action, message = notice.message, "transition");
-                    context.events.publish(&subject.release, Some(&upgrade), &notice).await;
-                }
+                notices = notices::between(&before, &after);
             }
-            for action in &decision.actions {
-                if !context.leadership.is_leading() {
-                    return Ok(Requeue::await_change());
-                }
-                match cluster::act(&context.client, &subject.namespace, &subject.release, &upgrade, action).await {
-                    Ok(()) => info!(?action, "done"),
-                    Err(error) if error.is_settled_by_observing_again() => {
-                        info!(%error, "observing again");
-                        return Ok(Requeue::requeue(Duration::from_millis(500)));
-                    }
-                    Err(error) => {
-                        refusal = Some(Refusal {
-                            category: error.category(),
-                            reason: error.reason().to_owned(),
-                            message: error.to_string(),
-                        });
-                        break;
-                    }
-                }
+            // Events are for people: nothing waits for them.
+            let told = tell(context, subject, &upgrade, &notices);
+            let (acted, ()) = futures::join!(act(context, subject, &upgrade, &decision.actions), told);
+            match acted {
+                Acted::All => {}
+                Acted::NotLeading => return Ok(Requeue::await_change()),
+                Acted::Outdated => return Ok(Requeue::requeue(Duration::from_millis(500))),
+                Acted::Refused(refused) => refusal = Some(refused),
             }
             let again = refusal.is_some() || decision.wake.is_some_and(|wake| wake <= Timestamp::now());
             if !again || upgrade.status.as_ref().is_some_and(|journal| journal.outcome.is_some()) {
@@ -81,6 +68,45 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
     }
     .instrument(span)
     .await
+}
+
+/// How far a decision's actions came.
+enum Acted {
+    All,
+    NotLeading,
+    /// What an action was decided on has changed.
+    Outdated,
+    Refused(Refusal),
+}
+
+async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, actions: &[Action]) -> Acted {
+    for action in actions {
+        if !context.leadership.is_leading() {
+            return Acted::NotLeading;
+        }
+        match cluster::act(&context.client, &subject.namespace, &subject.release, upgrade, action).await {
+            Ok(()) => info!(?action, "done"),
+            Err(error) if error.is_settled_by_observing_again() => {
+                info!(%error, "observing again");
+                return Acted::Outdated;
+            }
+            Err(error) => {
+                return Acted::Refused(Refusal {
+                    category: error.category(),
+                    reason: error.reason().to_owned(),
+                    message: error.to_string(),
+                });
+            }
+        }
+    }
+    Acted::All
+}
+
+async fn tell(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, notices: &[Notice]) {
+    for notice in notices {
+        info!(reason = notice.reason, phase = notice.action, message = notice.message, "transition");
+        context.events.publish(&subject.release, Some(upgrade), notice).await;
+    }
 }
 
 /// Shows the attempt in the release's status, and says when to look again.

@@ -21,13 +21,12 @@ pub fn between(before: &MemoriaUpgradeStatus, after: &MemoriaUpgradeStatus) -> V
         if old == Some(record.state) {
             continue;
         }
+        if old.is_none() {
+            let begins = format!("{} begins", record.name);
+            notices.push(notice(false, format!("{}Started", record.name), &record.name, begins));
+        }
         match record.state {
-            PhaseState::Running => notices.push(notice(
-                false,
-                format!("{}Started", record.name),
-                &record.name,
-                format!("{} begins", record.name),
-            )),
+            PhaseState::Running => {}
             PhaseState::Passed => {
                 notices.push(notice(false, format!("{}Passed", record.name), &record.name, record.message.clone()))
             }

@@ -33,9 +33,40 @@ const RETRY: crate::api::GoDuration = crate::api::GoDuration::from_secs(10);
 /// Longest message kept in a journal, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
+/// At most so many steps of bookkeeping are decided on one observation.
+const MAX_STEPS: usize = 16;
+
 /// Decides the next journal and actions of one attempt. A closed attempt asks for nothing, except that a person's
 /// decision takes it back, or releases one that stopped with writers off.
+///
+/// Steps that only keep books (a phase ends, the next one begins, something is remembered) are decided one after the other
+/// on the same observation: stored at once, they cost one write instead of several, and nothing is done before that.
 pub fn decide(
+    attempt: &str,
+    namespace: &str,
+    plan: &MemoriaUpgradeSpec,
+    journal: &MemoriaUpgradeStatus,
+    seen: &Observed,
+    now: Timestamp,
+) -> Decision {
+    let mut decision = decide_step(attempt, namespace, plan, journal, seen, now);
+    // A refusal, and a person's order, are answered by one step; the next one must not take them for its own.
+    let orders = &seen.orders;
+    let ordered = orders.abort.is_some() || orders.rollback.is_some() || orders.accept_data_loss.is_some();
+    if seen.refusal.is_some() || ordered {
+        return decision;
+    }
+    for _ in 1..MAX_STEPS {
+        let keeps_books = decision.actions.is_empty() && decision.wake.is_some_and(|wake| wake <= now);
+        if !keeps_books || decision.journal.outcome.is_some() {
+            break;
+        }
+        decision = decide_step(attempt, namespace, plan, &decision.journal, seen, now);
+    }
+    decision
+}
+
+fn decide_step(
     attempt: &str,
     namespace: &str,
     plan: &MemoriaUpgradeSpec,

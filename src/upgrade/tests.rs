@@ -302,7 +302,7 @@ fn intrude(world: &mut World) {
 
 #[test]
 fn the_restore_looks_for_rows_of_a_writer_that_nobody_let_in() {
-    for phase in ["ImageBump", "Migrate", "Start", "RollbackQuiesce", "ImportSnapshot"] {
+    for phase in ["ImageBump", "Migrate", "Start", "RollbackQuiesce"] {
         let mut world = World::with(Fault::CandidateCrashes);
         while world.journal.phase.as_deref() != Some(phase) {
             world.turn(None);
@@ -362,7 +362,6 @@ fn a_limit_that_runs_out_says_what_was_awaited() {
 #[test]
 fn a_workload_of_the_same_name_that_was_made_anew_is_not_touched() {
     let mut world = World::new();
-    world.turn(None);
     world.seen.targets.get_mut("server").unwrap().uid = "another".into();
     for _ in 0..20 {
         world.turn(None);

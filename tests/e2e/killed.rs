@@ -85,11 +85,11 @@ async fn kill_once_in_each(site: &Site, phases: &[Phase]) -> Outcome {
         let (Event::Apply(attempt) | Event::InitApply(attempt)) = change.context("the watch ended")?? else { continue };
         let journal = attempt.status.unwrap_or_default();
         ensure!(journal.outcome.is_none(), "it ended before {left:?}: {:?}", journal.failure);
-        let phase = journal.phase.unwrap_or_default();
+        // One that had nothing to do begins and ends in one write.
         let seen = left.len();
-        left.retain(|name| *name != phase);
+        left.retain(|name| journal.phases.iter().all(|record| record.name != *name));
         if left.len() < seen {
-            kill(site, &phase).await?;
+            kill(site, &journal.phase.unwrap_or_default()).await?;
         }
     }
     Ok(())

@@ -98,7 +98,11 @@ pub fn decide(
         }
         Mutant::RestoreSkipped => drop(pass(&mut journal, "ImportSnapshot")),
         Mutant::MigrationSkipped => drop(pass(&mut journal, "Migrate")),
-        Mutant::SettingsStay => drop(pass(&mut journal, "RestoreConfig")),
+        Mutant::SettingsStay if journal.failure.is_some() => {
+            for record in journal.phases.iter_mut().filter(|record| record.name == "ConfigRefresh") {
+                record.done.retain(|key, _| !key.starts_with("write"));
+            }
+        }
         Mutant::SettingsNotCompared => {
             let output = observed.config.as_mut().and_then(|config| config.output.as_mut());
             if let Some(output) = output.filter(|_| seen.settings.is_some_and(|found| found.text == Text::Theirs)) {
