@@ -11,6 +11,7 @@ use memoria_operator::{
     },
     upgrade::{phase::FORWARD, preflight::digest_plan},
 };
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -50,7 +51,8 @@ pub async fn upgrade(site: &Site) -> Outcome {
         );
     }
     let before = Captured::now(site).await?;
-    site.set_version(TO).await?;
+    let rehearse = if site.options.small { "Never" } else { "Required" };
+    site.patch(json!({"spec": {"version": TO, "rollback": {"rehearse": rehearse}}})).await?;
     let release = site.until_ended(Ended::Succeeded).await?;
     is_upgraded(site, &release, &before).await
 }

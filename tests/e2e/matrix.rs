@@ -173,7 +173,7 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "verification fails after late writes of all three kinds",
         version: "1.0.1-bootstrap-fails",
-        spec: || json!({"rollback": {"rehearse": "Never", "dataLossBudget": {"rows": 1000}}}),
+        spec: || json!({"rollback": {"dataLossBudget": {"rows": 1000}}}),
         during: During::LateWrites,
         end: End::Back("Verification", Category::Candidate),
         not: |database| (database == Database::Sqlite).then_some("the clients of this test speak to a server"),
@@ -273,10 +273,6 @@ async fn cell(site: &Site, fault: &Fault, begin: Instant) -> Outcome {
     let before = Captured::now(site).await?;
     let mut spec = (fault.spec)();
     spec["version"] = fault.version.into();
-    if spec["rollback"].is_null() {
-        // What a rehearsal would catch while users are served shall fail behind the fence here.
-        spec["rollback"] = json!({"rehearse": "Never"});
-    }
     site.patch(json!({ "spec": spec })).await?;
     match fault.end {
         End::Refused(words) => refused(site, &before, words).await?,

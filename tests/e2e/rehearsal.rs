@@ -4,7 +4,7 @@
 use anyhow::{Context, ensure};
 use memoria_operator::api::{
     MemoriaUpgrade,
-    release::{Mode, Verdict},
+    release::{Mode, Rehearse, Verdict},
     upgrade::Outcome as Ended,
 };
 use serde_json::json;
@@ -50,6 +50,7 @@ async fn a_plan_shows_what_its_rehearsal_measured() -> Outcome {
         let mut release = site.new_release()?;
         release.spec.version = TO.to_owned();
         release.spec.mode = Mode::Plan;
+        release.spec.rollback.rehearse = Rehearse::WhenPossible;
         site.create(&release).await?;
         let release = site.until_settled(UPGRADED).await?;
         let (phase, reason, message) = standing(&release);
@@ -63,7 +64,7 @@ async fn a_plan_shows_what_its_rehearsal_measured() -> Outcome {
 
 async fn refused(site: &Site, version: &str, words: &[&str]) -> Outcome {
     site.say(&format!("version {version}"));
-    site.set_version(version).await?;
+    site.patch(json!({"spec": {"version": version, "rollback": {"rehearse": "WhenPossible"}}})).await?;
     let release = site
         .until("a verdict", UPGRADED, |release| {
             let seen = release.status.as_ref().and_then(|status| status.observed_generation);

@@ -55,9 +55,7 @@ async fn a_server_that_alters_the_schema_and_dies_is_taken_back() -> Outcome {
 pub async fn taken_back(site: &Site, version: &str, phase: &str, category: Category) -> Outcome {
     site.adopt().await?;
     let before = Captured::now(site).await?;
-    // A rehearsal finds out what migrations do; what a server does when it starts, it does not.
-    let rehearse = if phase == "Migrate" { "Never" } else { "WhenPossible" };
-    site.patch(json!({"spec": {"version": version, "rollback": {"rehearse": rehearse}}})).await?;
+    site.set_version(version).await?;
     restored_exactly(site, &before).await?;
     let release = site.until_ended(Ended::RolledBack).await?;
     let (shown, reason, message) = standing(&release);
@@ -104,7 +102,7 @@ async fn where_a_person_shall_decide_writers_stay_stopped_until_the_next_command
     with_site("halted", Options::default(), async |site| {
         site.adopt().await?;
         let before = Captured::now(site).await?;
-        let rollback = json!({"automatic": false, "rehearse": "Never"});
+        let rollback = json!({"automatic": false});
         site.patch(json!({"spec": {"version": BAD_MIGRATION, "rollback": rollback}})).await?;
         let release = site.until_ended(Ended::Halted).await?;
         let (phase, reason, message) = standing(&release);

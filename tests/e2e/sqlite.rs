@@ -112,7 +112,7 @@ async fn where_a_person_shall_decide_the_file_is_kept_as_it_is_until_the_next_co
     with_site("sqlite-halted", SQLITE, async |site| {
         site.adopt().await?;
         let before = Captured::now(site).await?;
-        let rollback = json!({"automatic": false, "rehearse": "Never"});
+        let rollback = json!({"automatic": false});
         site.patch(json!({"spec": {"version": BAD_MIGRATION, "rollback": rollback}})).await?;
         let release = site.until_ended(Ended::Halted).await?;
         let (phase, reason, message) = standing(&release);

@@ -55,8 +55,6 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     parts.push(Part { name: "silence of a settled operator", run: Box::new(|| e2e(&["silence::"], &[])) });
     if all {
         parts.push(Part { name: "the fault matrix", run: Box::new(matrix::all) });
-    } else {
-        parts.push(Part { name: "a sample of the fault matrix", run: Box::new(matrix::sample) });
     }
     // They kill the operator of all, so nothing else may be under way.
     let killed = if all { vec!["killed::"] } else { KILLED_IN_CI.to_vec() };

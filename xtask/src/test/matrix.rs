@@ -1,7 +1,6 @@
 //! The fault matrix: the cells that `tests/e2e/matrix.rs` runs, and the document made of their results.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -14,8 +13,6 @@ use super::Done;
 use super::cluster_core::e2e;
 use crate::place;
 
-/// How many cells CI takes, chosen by the commit.
-const SAMPLE: usize = 2;
 const FILTER: &str = "matrix::";
 
 /// What one cell said at its end.
@@ -32,11 +29,6 @@ struct Cell {
     failed: String,
     seconds: Option<u64>,
     writers_stopped_seconds: Option<i64>,
-}
-
-pub fn sample() -> Result<Done> {
-    let cells = format!("sample:{}:{SAMPLE}", commit()?);
-    e2e(&[FILTER], &[("MEMORIA_TEST_CELLS", OsStr::new(&cells))])
 }
 
 /// Runs every cell, and writes `docs/fault-matrix.md` when all of them ended as they must.
