@@ -24,7 +24,8 @@ async fn migrations_that_lie_or_fail_are_refused_while_memoria_serves() -> Outco
         site.adopt().await?;
         let before = Captured::now(site).await?;
         // This one exits 0; only the schema tells.
-        refused(site, SILENT_MIGRATION, &["rehearsal", "add_consent_scope", "init-db builds", "was touched"]).await?;
+        refused(site, SILENT_MIGRATION, &["rehearsal", "consent_scope: missing", "init-db builds", "was touched"])
+            .await?;
         untouched(site, &before).await?;
         refused(site, BAD_MIGRATION, &["rehearsal", "add_consent_scope ended with exit code 1", "was touched"]).await?;
         untouched(site, &before).await?;

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, ResourceQuota, Secret};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{PersistentVolume, PersistentVolumeClaim, ResourceQuota, Secret},
+};
 use kube::{
     Api,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -83,7 +86,7 @@ async fn what_is_wrong_is_refused_with_one_message_and_nothing_is_changed() -> O
 
 async fn all(site: &Site) -> Outcome {
     prepare(site).await?;
-    let before = versions(site).await?;
+    let before = at_rest(site).await?;
     let mark = Mark::now()?;
 
     site.say(&format!("{} releases that cannot be carried out", CASES.len()));
@@ -358,6 +361,23 @@ async fn quota(site: &Site) -> Outcome {
     let result = refused(site, QUOTA.name, QUOTA.reason, QUOTA.words, SOON).await;
     quotas.delete("none-more", &DeleteParams::default()).await?;
     result
+}
+
+/// What is there once the controllers of Kubernetes have seen all of it and made theirs of it.
+async fn at_rest(site: &Site) -> Result<BTreeMap<String, String>> {
+    let end = Instant::now() + SOON;
+    let mut last = versions(site).await?;
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let deployments: Vec<Deployment> = site.list().await?;
+        let seen = |d: &Deployment| d.status.as_ref().and_then(|s| s.observed_generation) == d.metadata.generation;
+        let now = versions(site).await?;
+        if now == last && deployments.iter().all(seen) {
+            return Ok(now);
+        }
+        ensure!(Instant::now() < end, "the controllers do not come to rest");
+        last = now;
+    }
 }
 
 /// What was there is there as it was, and no more than that. The Jobs of the checks go in the background.
