@@ -79,7 +79,11 @@ pub(super) async fn read(
 }
 
 fn members(major: u32) -> String {
-    let options = if major >= 16 { "format(' WITH INHERIT %s, SET %s', a.inherit_option, a.set_option)" } else { "''" };
+    let options = if major >= 16 {
+        "format(' WITH INHERIT %s, SET %s', a.inherit_option::text, a.set_option::text)"
+    } else {
+        "''"
+    };
     format!(
         "SELECT format('GRANT %I TO %I', r.rolname, m.rolname) || {options} FROM pg_auth_members a
          JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member ORDER BY 1"
