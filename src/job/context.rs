@@ -62,13 +62,13 @@ impl Context {
             .and_then(|order| Ok((order, if_there(INPUT_ENV)?)))
             .map_err(|what| Error::Order { what })?;
         let url = env::var(DATABASE_URL_ENV).unwrap_or_default();
-        let sqlite = SqliteUrl::is_meant(&url).then(|| SqliteUrl::parse(&url));
-        Ok((Self { places, input, url: DatabaseUrl::from_str(&url), sqlite }, order))
+        Ok((Self { input, ..Self::of(places, &url) }, order))
     }
 
     /// Another database, for what is done on a copy: no order and no input.
     pub fn of(places: Places, url: &str) -> Self {
-        Self { places, input: JobInput::default(), url: DatabaseUrl::from_str(url), sqlite: None }
+        let sqlite = SqliteUrl::is_meant(url).then(|| SqliteUrl::parse(url));
+        Self { places, input: JobInput::default(), url: DatabaseUrl::from_str(url), sqlite }
     }
 
     /// The same with this input.

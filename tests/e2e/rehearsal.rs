@@ -16,32 +16,38 @@ use crate::{
     good::is_upgraded,
     rollback::{BAD_MIGRATION, SILENT_MIGRATION},
     site::{Options, Site, TO, UPGRADED, condition, standing, with_site},
+    sqlite::SQLITE,
 };
 
 #[tokio::test]
 async fn migrations_that_lie_or_fail_are_refused_while_memoria_serves() -> Outcome {
-    with_site("rehearsed", Options::default(), async |site| {
-        site.adopt().await?;
-        let before = Captured::now(site).await?;
-        // This one exits 0; only the schema tells.
-        refused(site, SILENT_MIGRATION, &["rehearsal", "consent_scope: missing", "init-db builds", "was touched"])
-            .await?;
-        untouched(site, &before).await?;
-        refused(site, BAD_MIGRATION, &["rehearsal", "add_consent_scope ended with exit code 1", "was touched"]).await?;
-        untouched(site, &before).await?;
+    with_site("rehearsed", Options::default(), only_what_succeeds).await
+}
 
-        site.patch(json!({"spec": {"version": TO, "rollback": {"rehearse": "Required"}}})).await?;
-        let release = site.until_ended(Ended::Succeeded).await?;
-        let plan = site.attempt().await?.spec;
-        let estimates = plan.estimates.context("the plan has no estimates")?;
-        ensure!(
-            estimates.snapshot_seconds > 0 && estimates.migrate_seconds > 0 && estimates.restore_seconds > 0,
-            "{estimates:?}"
-        );
-        ensure!(plan.checks.iter().any(|check| check.name == "rehearsal" && check.result == Verdict::Passed));
-        is_upgraded(site, &release, &before).await
-    })
-    .await
+#[tokio::test]
+async fn migrations_of_a_file_that_lie_or_fail_are_refused_while_memoria_serves() -> Outcome {
+    with_site("rehearsed-sqlite", SQLITE, only_what_succeeds).await
+}
+
+async fn only_what_succeeds(site: &Site) -> Outcome {
+    site.adopt().await?;
+    let before = Captured::now(site).await?;
+    // This one exits 0; only the schema tells.
+    refused(site, SILENT_MIGRATION, &["rehearsal", "consent_scope: missing", "init-db builds", "was touched"]).await?;
+    untouched(site, &before).await?;
+    refused(site, BAD_MIGRATION, &["rehearsal", "add_consent_scope ended with exit code 1", "was touched"]).await?;
+    untouched(site, &before).await?;
+
+    site.patch(json!({"spec": {"version": TO, "rollback": {"rehearse": "Required"}}})).await?;
+    let release = site.until_ended(Ended::Succeeded).await?;
+    let plan = site.attempt().await?.spec;
+    let estimates = plan.estimates.context("the plan has no estimates")?;
+    ensure!(
+        estimates.snapshot_seconds > 0 && estimates.migrate_seconds > 0 && estimates.restore_seconds > 0,
+        "{estimates:?}"
+    );
+    ensure!(plan.checks.iter().any(|check| check.name == "rehearsal" && check.result == Verdict::Passed));
+    is_upgraded(site, &release, &before).await
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod guard;
 mod inspect;
 mod python;
 mod reference;
+mod rehearsal;
 mod restore;
 mod schema;
 mod site;

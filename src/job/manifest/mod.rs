@@ -41,8 +41,8 @@ use crate::api::{
 const FENCE_QUIET_SECONDS: u64 = 5;
 /// How long the guard may read and compare after the runner's commands ended, in seconds.
 const VERDICT_SECONDS: u64 = 600;
-/// Scratch space of a rehearsal: a multiple of the database's size for copy, restored copy and dumps, and what ephemeral
-/// servers take however small it is.
+/// Scratch space of a rehearsal: a multiple of the database's size for copy, snapshot, failed state and the copy that is
+/// restored, and what ephemeral servers take however small it is.
 const REHEARSAL_FACTOR: i64 = 4;
 const REHEARSAL_BYTES: i64 = 512 << 20;
 

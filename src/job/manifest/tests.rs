@@ -174,6 +174,7 @@ fn each_job_on_a_file_is_rendered_as_it_was() {
     let migrations = ["add_memory_provenance".to_owned()];
     insta::assert_json_snapshot!("sqlite-inspect", inspect(&ctx).unwrap());
     insta::assert_json_snapshot!("sqlite-reference", reference(&ctx, SERVER, 1 << 30).unwrap());
+    insta::assert_json_snapshot!("sqlite-rehearsal", rehearsal(&ctx, SERVER, &migrations, 64 << 20, until()).unwrap());
     insta::assert_json_snapshot!("sqlite-fence", fence(&ctx).unwrap());
     insta::assert_json_snapshot!("sqlite-snapshot", snapshot(&ctx).unwrap());
     insta::assert_json_snapshot!("sqlite-restore", restore(&ctx, "restore", 0).unwrap());

@@ -1,17 +1,19 @@
 //! PreFlight, beside the candidate's migrations: the upgrade of the data and its way back, on a copy. The live database is
 //! read in one read-only transaction; snapshot, guard and restore are those of the upgrade itself, let loose on an ephemeral
-//! server. What fails here would fail there, with writers stopped. Nothing of it is kept.
+//! server, or on a copy of the file. What fails here would fail there, with writers stopped. Nothing of it is kept.
 
 mod copy;
+mod file;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     time::{Duration, Instant},
 };
 
 use memoria_runner::order::RunnerResult;
-use sqlx::Connection;
+use sqlx::{Connection, PgConnection};
 use tokio::sync::watch;
 use tracing::info;
 
@@ -24,11 +26,14 @@ use super::{
         SnapshotOrder,
     },
     reference::{self, Reference},
-    report, restore, snapshot,
+    report, restore, snapshot, sqlite,
 };
 use crate::{
-    api::upgrade::Category,
-    snapshot::{Error, Result, dump, identity, scratch::ScratchServer, session::open, tools::Tools},
+    api::upgrade::{Category, Engine},
+    snapshot::{
+        Error, Result, digest::DataDigest, dump, identity, scratch::ScratchServer, session::open,
+        sqlite::markers::Lock, tools::Tools,
+    },
 };
 
 /// The step's name in `application_name`.
@@ -61,7 +66,9 @@ pub async fn run(context: &Context, order: &RehearsalOrder, mut stop: watch::Rec
         )),
         _ = stop.wait_for(|stopped| *stopped) => Ok(report::interrupted()),
     };
-    let _ = fs::remove_dir_all(&place);
+    for left in [&place, &shared.path(file::DIRECTORY)] {
+        let _ = fs::remove_dir_all(left);
+    }
     done
 }
 
@@ -76,11 +83,17 @@ struct Rehearsal<'a> {
 
 /// The copy, and what to tell the upgrade's own steps so that they work on it.
 struct Copy {
-    server: ScratchServer,
+    /// With the name of the database in it; none for a file.
+    server: Option<(ScratchServer, String)>,
     context: Context,
     task: DatabaseTask,
     url: String,
-    database: String,
+}
+
+/// What is held while migrations run.
+enum Held {
+    Session(PgConnection),
+    File(Lock),
 }
 
 impl<'a> Rehearsal<'a> {
@@ -98,12 +111,17 @@ impl<'a> Rehearsal<'a> {
 
     async fn rehearse(&mut self, stop: &mut watch::Receiver<bool>) -> Result<JobReport> {
         let reference = self.reference()?;
-        let free = reference::free_bytes(&self.context.places.scratch)?;
-        if free < self.order.needed_bytes {
-            return Ok(too_small(free, self.order.needed_bytes));
+        for directory in [&self.context.places.scratch, &self.context.places.shared] {
+            let free = reference::free_bytes(directory)?;
+            if free < self.order.needed_bytes {
+                return Ok(too_small(free, self.order.needed_bytes));
+            }
         }
         let started = Instant::now();
-        let copied = self.copy().await;
+        let copied = match self.context.engine() {
+            Engine::Postgresql => self.copy().await,
+            Engine::Sqlite => self.copy_file().await.map(Ok),
+        };
         self.facts.copy_millis = millis(started);
         let copy = match copied {
             Ok(Ok(copy)) => copy,
@@ -111,7 +129,9 @@ impl<'a> Rehearsal<'a> {
             Err(error) => return Ok(self.not_restorable(&error)),
         };
         let done = self.on_the_copy(&copy, &reference, stop).await;
-        copy.server.stop().await;
+        if let Some((server, _)) = copy.server {
+            server.stop().await;
+        }
         done
     }
 
@@ -123,8 +143,7 @@ impl<'a> Rehearsal<'a> {
         let dumped = self.place.join("live");
         let live = copy::read(self.context, order, &tools, &mut session, &dumped).await?;
         let _ = session.close().await;
-        self.facts.rows = live.data.rows();
-        self.facts.tables = i32::try_from(live.data.tables.len()).unwrap_or(i32::MAX);
+        self.count(&live.data);
         info!(rows = self.facts.rows, "the live database was read and let go of");
         let socket = self.shared.path("pg");
         let server = ScratchServer::start(&tools, &self.place.join("server"), &socket, true).await?;
@@ -140,13 +159,28 @@ impl<'a> Rehearsal<'a> {
         // Its place is needed.
         fs::remove_dir_all(&dumped).map_err(Error::io("removing", &dumped))?;
         let text = url.on_this_host(server.port, &database);
-        let inside = Places { storage: self.place.join("storage"), ..places.clone() };
-        let context = Context::of(inside, &text);
+        let context = Context::of(self.inside(), &text);
         let mut session = open(context.url()?, STEP).await?;
         let identity = Some(identity::read(&mut session, context.url()?).await?);
         let _ = session.close().await;
         let task = DatabaseTask { identity, ..order.database.clone() };
-        Ok(Ok(Copy { server, context, task, url: text, database }))
+        Ok(Ok(Copy { server: Some((server, database)), context, task, url: text }))
+    }
+
+    async fn copy_file(&mut self) -> Result<Copy> {
+        let made = file::take(self.context, self.order, self.shared, self.inside()).await?;
+        self.count(&made.content.data);
+        Ok(Copy { server: None, context: made.context, task: made.task, url: made.url })
+    }
+
+    /// Mounts as the steps find them, with a storage of its own.
+    fn inside(&self) -> Places {
+        Places { storage: self.place.join("storage"), ..self.context.places.clone() }
+    }
+
+    fn count(&mut self, data: &DataDigest) {
+        self.facts.rows = data.rows();
+        self.facts.tables = i32::try_from(data.tables.len()).unwrap_or(i32::MAX);
     }
 
     /// Snapshot, migrations and the way back, as the upgrade does them.
@@ -157,7 +191,7 @@ impl<'a> Rehearsal<'a> {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<JobReport> {
         let started = Instant::now();
-        let taken = match snapshot::run(&copy.context, &self.snapshot_order(copy)).await {
+        let taken = match copy.snapshot(&self.snapshot_order(copy)).await {
             Ok(report) => report,
             Err(error) => return Ok(self.not_restorable(&error)),
         };
@@ -165,12 +199,12 @@ impl<'a> Rehearsal<'a> {
         let Some(Facts::Snapshot(facts)) = &taken.facts else { return Ok(taken) };
         let input = JobInput { manifest_sha256: Some(facts.manifest_sha256.clone()), ..JobInput::default() };
         let context = copy.context.with_input(input);
-        let before = copy::beyond_restore(&copy.server, &copy.database).await?;
+        let before = copy.beyond_restore().await?;
 
         let started = Instant::now();
         let order = self.guard_order(copy);
-        let session = match guard::begin(&context, &order, &self.shared.token()?).await? {
-            Ok(session) => session,
+        let held = match begin(&context, &order, self.shared.token()?).await? {
+            Ok(held) => held,
             Err(report) => return Ok(*report),
         };
         self.shared.proceed(Some(copy.url.clone()))?;
@@ -184,15 +218,18 @@ impl<'a> Rehearsal<'a> {
             }
             Waited::Stopped => return Ok(report::interrupted()),
         };
-        drop(session);
-        let judged = guard::finish(&context, &order, reference, &result, false).await?;
+        let judged = finish(&context, &order, reference, &result, held).await?;
         self.facts.migrate_millis = millis(started);
         if !judged.ok {
             return Ok(self.migrations_failed(&judged, &result));
         }
 
         let started = Instant::now();
-        let restored = restore::run(&context, &self.restore_order(copy)).await;
+        let order = self.restore_order(copy);
+        let restored = match context.engine() {
+            Engine::Postgresql => restore::run(&context, &order).await,
+            Engine::Sqlite => sqlite::restore::run(&context, &order).await,
+        };
         self.facts.restore_millis = millis(started);
         match restored {
             Ok(report) if report.ok => {}
@@ -201,7 +238,7 @@ impl<'a> Rehearsal<'a> {
             Err(error) if is_for_lack(&error) => return Err(error),
             Err(error) => return Ok(self.irreversible(&result, &error.to_string())),
         }
-        let after = copy::beyond_restore(&copy.server, &copy.database).await?;
+        let after = copy.beyond_restore().await?;
         let left: Vec<_> = after.difference(&before).cloned().collect();
         if !left.is_empty() {
             let what = format!("the restore does not take back what lies outside of tables: {}", dump::first(&left));
@@ -259,7 +296,9 @@ impl<'a> Rehearsal<'a> {
 
     fn not_restorable(&mut self, error: &Error) -> JobReport {
         match error {
-            Error::NotRestorable { .. } if !is_for_lack(error) => {
+            Error::NotRestorable { .. } | Error::NotUnderstood { .. } | Error::DatabaseDamaged { .. }
+                if !is_for_lack(error) =>
+            {
                 let message =
                     format!("{error}. An upgrade would stop at its snapshot; mend that object, then ask again");
                 self.conclusive(Category::Environment, "SnapshotNotRestorable", message)
@@ -291,6 +330,49 @@ impl<'a> Rehearsal<'a> {
     }
 }
 
+impl Copy {
+    async fn snapshot(&self, order: &SnapshotOrder) -> Result<JobReport> {
+        match self.context.engine() {
+            Engine::Postgresql => snapshot::run(&self.context, order).await,
+            Engine::Sqlite => sqlite::snapshot::run(&self.context, order).await,
+        }
+    }
+
+    /// A file holds nothing but its tables.
+    async fn beyond_restore(&self) -> Result<BTreeSet<String>> {
+        match &self.server {
+            Some((server, database)) => copy::beyond_restore(server, database).await,
+            None => Ok(BTreeSet::new()),
+        }
+    }
+}
+
+async fn begin(context: &Context, order: &GuardOrder, token: String) -> Result<Result<Held, Box<JobReport>>> {
+    Ok(match context.engine() {
+        Engine::Postgresql => guard::begin(context, order, &token).await?.map(Held::Session),
+        Engine::Sqlite => sqlite::guard::begin(context, order, token).await?.map(Held::File),
+    })
+}
+
+async fn finish(
+    context: &Context,
+    order: &GuardOrder,
+    reference: &Reference,
+    result: &RunnerResult,
+    held: Held,
+) -> Result<JobReport> {
+    match held {
+        Held::Session(session) => {
+            // Its lock is taken once more.
+            drop(session);
+            guard::finish(context, order, reference, result, false).await
+        }
+        Held::File(lock) => {
+            sqlite::guard::finish(context, order, reference.clone(), result.clone(), false, Some(lock)).await
+        }
+    }
+}
+
 fn ran(result: &RunnerResult) -> String {
     let names: Vec<_> = result.commands.iter().map(|command| command.name.clone()).collect();
     if names.is_empty() { "no migration ran".to_owned() } else { format!("ran {}", dump::first(&names)) }
@@ -301,12 +383,19 @@ fn millis(since: Instant) -> i64 {
 }
 
 /// What tools say when their server or its disk fails them.
-const LACKS: [&str; 4] =
-    ["No space left on device", "out of memory", "server closed the connection", "terminating connection"];
+const LACKS: [&str; 6] = [
+    "No space left on device",
+    "disk is full",
+    "disk I/O error",
+    "out of memory",
+    "server closed the connection",
+    "terminating connection",
+];
 
 /// It says something of this Job's means and nothing of the upgrade.
 fn is_for_lack(error: &Error) -> bool {
     error.category() == Category::Transient
+        || error.is_busy()
         || matches!(error, Error::Io { .. } | Error::Scratch { .. } | Error::ToolMissing { .. } | Error::Order { .. })
         || error.sqlstate().is_some_and(|code| code.starts_with("53"))
         || LACKS.iter().any(|words| error.to_string().contains(words))

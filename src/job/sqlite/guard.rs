@@ -73,10 +73,10 @@ pub async fn run(context: &Context, order: &GuardOrder, mut stop: watch::Receive
     }
 }
 
-type Begun = Result<Lock, Box<JobReport>>;
+pub(in super::super) type Begun = Result<Lock, Box<JobReport>>;
 
 /// Everything that must hold before the first migration; `Err` holds the answer when nothing is to be run.
-async fn begin(context: &Context, order: &GuardOrder, token: String) -> Result<Begun> {
+pub(in super::super) async fn begin(context: &Context, order: &GuardOrder, token: String) -> Result<Begun> {
     let place = Place::of(context, &order.database)?;
     let directory = context.below_storage(&order.directory)?;
     let (order, stored) = (order.clone(), snapshot::stored(context, &directory));
@@ -140,7 +140,7 @@ fn compare_with_snapshot(lock: &Lock, directory: &Path, stored: &Stored) -> Resu
 }
 
 /// The runner is done: what its commands said, then what the file and its schema say, then the marker.
-async fn finish(
+pub(in super::super) async fn finish(
     context: &Context,
     order: &GuardOrder,
     reference: Reference,

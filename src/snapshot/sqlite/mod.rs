@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::{Error, Result};
 
@@ -47,6 +47,17 @@ pub fn library() -> String {
 pub fn open_live(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(Error::sqlite("opening", path))?;
+    settle(connection, path)
+}
+
+/// Opens the file to read it while its Server works. Nothing is written into it, rolled back or checkpointed, not even when
+/// the last of the others closes it first; readers of a `-wal` still need to write the `-shm`.
+pub fn open_beside(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(Error::sqlite("opening", path))?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        .map_err(Error::sqlite("preparing the connection to", path))?;
     settle(connection, path)
 }
 

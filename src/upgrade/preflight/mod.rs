@@ -386,9 +386,6 @@ impl<'a> Run<'a> {
         if spec.rollback.rehearse == Rehearse::Never || !fit || migrations.is_empty() {
             return None;
         }
-        if !found.facts.engine.is_postgresql() {
-            return Some(rehearsal::of_a_file());
-        }
         let limit = spec.timeouts.pre_flight;
         let until = rehearsal::until(self.started_at.0, limit.get());
         let job = manifest::rehearsal(context, image, &migrations, found.facts.bytes, until);

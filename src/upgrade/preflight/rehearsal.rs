@@ -59,13 +59,6 @@ pub(super) fn judge(job: Result<Job, RenderError>, seen: Option<&JobSeen>, over:
     }
 }
 
-/// Nothing opens an SQLite file beside its server.
-pub(super) fn of_a_file() -> Rehearsed {
-    let message = "a database in an SQLite file is not rehearsed, because nothing opens it beside its server; set \
-                   rollback.rehearse: Never";
-    Rehearsed::Done(result(STEP, Verdict::Inconclusive, message), None)
-}
-
 fn told(report: &JobReport) -> Rehearsed {
     let facts = match &report.facts {
         Some(Facts::Rehearsal(facts)) => Some(facts),

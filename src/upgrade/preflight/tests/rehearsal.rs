@@ -6,7 +6,7 @@ use super::{Case, case, names, refused};
 use crate::{
     api::{
         conditions::reason,
-        release::{Rehearse, Verdict},
+        release::Verdict,
         upgrade::{Category, Estimates},
     },
     job::{
@@ -14,10 +14,7 @@ use crate::{
         protocol::{DATABASE_URL_ENV, Facts, JobReport, RehearsalFacts},
     },
     upgrade::{
-        preflight::{
-            Answer,
-            rehearsal::{Rehearsed, of_a_file, stops, warnings},
-        },
+        preflight::Answer,
         seen::{JobSeen, JobState, Trouble},
     },
 };
@@ -33,7 +30,7 @@ fn ready(rehearse: &str) -> Case {
 }
 
 impl Case {
-    fn rehearsed(&mut self, ok: bool, reason: &str, conclusive: bool) {
+    pub(super) fn rehearsed(&mut self, ok: bool, reason: &str, conclusive: bool) {
         let facts = RehearsalFacts {
             conclusive,
             rows: 558,
@@ -154,13 +151,6 @@ fn one_without_a_result_is_a_warning_or_where_it_is_required_a_wait() {
         assert_eq!(reason, reason::INCONCLUSIVE);
         assert!(message.contains(words), "{message}");
     }
-}
-
-#[test]
-fn a_file_is_not_rehearsed_and_the_plan_says_so() {
-    let Rehearsed::Done(check, None) = of_a_file() else { panic!() };
-    assert!(stops(&check, Rehearse::Required) && !stops(&check, Rehearse::WhenPossible));
-    assert!(warnings(&[check])[0].contains("rollback.rehearse: Never"));
 }
 
 #[test]

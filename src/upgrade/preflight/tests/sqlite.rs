@@ -13,7 +13,7 @@ use crate::{
     cluster::adopt::{Behind, DataClaim, Mounted, ServerData, StorageFound, Stranger},
     job::{
         manifest::node_named,
-        protocol::{DataVolume, Facts, JobReport, ReferenceFacts},
+        protocol::{DataVolume, Facts, JobReport, ReferenceFacts, SHARED_MOUNT},
     },
     upgrade::seen::{JobSeen, JobState},
 };
@@ -132,6 +132,7 @@ fn inspect_mounts_the_servers_claims_beside_the_server_and_nothing_else_mounts_d
 fn a_plan_for_a_file_runs_its_jobs_in_the_operators_image_on_the_volumes_node() {
     let mut case = file(Some("sqlite:////data/memoria.db"));
     case.images.tools.clear();
+    case.spec(json!({"rollback": {"rehearse": "WhenPossible"}}));
     inspected(&mut case);
     case.probed();
     let jobs = asked(&case);
@@ -141,6 +142,16 @@ fn a_plan_for_a_file_runs_its_jobs_in_the_operators_image_on_the_volumes_node() 
     let facts =
         ReferenceFacts { built_on: "sqlite 3".into(), schema_sha256: "s".into(), tables: 18, free_bytes: 1 << 40 };
     case.report("reference", Facts::Reference(facts), None);
+    // The rehearsal reads the file where the Server runs; Memoria's own container gets nothing of it.
+    let jobs = asked(&case);
+    let (step, image, claims, nodes) = shape(&jobs[0]);
+    assert_eq!((step.as_str(), image.as_str(), jobs.len()), ("rehearsal", "r/operator:1", 1));
+    assert!(claims.contains(&"memoria-data".to_owned()) && nodes == Some(hosts("a")), "{claims:?}");
+    let pod = jobs[0].spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+    let mounts: Vec<_> =
+        pod.containers[0].volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str()).collect();
+    assert_eq!(mounts, ["/tmp", SHARED_MOUNT]);
+    case.rehearsed(true, "Done", false);
     case.dry_run = Some(Vec::new());
     let Answer::Planned { plan, status } = case.ask() else { panic!("{:?}", case.ask()) };
     assert_eq!((plan.database.engine, plan.database.major), (Engine::Sqlite, 3));
