@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 pub mod controller;
 pub mod job;
+pub mod rescue;
 pub mod snapshot;
 pub mod telemetry;
 pub mod upgrade;

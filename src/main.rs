@@ -9,7 +9,13 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use memoria_operator::{api::crds, config::Config, controller, telemetry};
+use memoria_operator::{
+    api::crds,
+    config::Config,
+    controller,
+    job::protocol::{DATABASE_URL_ENV, STORAGE_MOUNT},
+    rescue, telemetry,
+};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.";
 
@@ -40,6 +46,19 @@ enum Command {
     /// Work on the operator's configuration
     #[command(subcommand, after_help = EXIT_CODES)]
     Config(ConfigCommand),
+    /// Print the commands that take an attempt back by hand, without the operator and its objects
+    ///
+    /// A shell script of plain kubectl commands goes to standard output, what was found to standard error. Nothing is
+    /// changed. With the database's URL in MEMORIA_OPERATOR_DATABASE_URL its markers are looked at, too.
+    #[command(after_help = EXIT_CODES)]
+    Rescue {
+        /// Where the volume with the snapshots, or a copy of it, is mounted
+        #[arg(long, value_name = "DIR", default_value = STORAGE_MOUNT)]
+        storage: PathBuf,
+        /// The attempt, or its directory below the storage; without it the newest snapshot is taken
+        #[arg(long, value_name = "NAME")]
+        attempt: Option<String>,
+    },
     /// Do the work of a Job that the operator created; its order comes from the environment
     #[command(hide = true)]
     Job,
@@ -69,6 +88,7 @@ fn main() -> ExitCode {
         Command::Crds { out: None } => print_crds(),
         Command::Crds { out: Some(dir) } => write_crds(&dir),
         Command::Config(ConfigCommand::Check { file }) => check_config(&file),
+        Command::Rescue { storage, attempt } => rescue(&storage, attempt.as_deref()),
         Command::Job => return job(),
         Command::Completion { shell } => completion(shell),
     };
@@ -89,6 +109,16 @@ fn run(file: Option<&Path>) -> Result<(), Failure> {
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     Ok(runtime.block_on(controller::run(config))?)
+}
+
+fn rescue(storage: &Path, attempt: Option<&str>) -> Result<(), Failure> {
+    let found = rescue::find(storage, attempt)?;
+    let url = std::env::var(DATABASE_URL_ENV).ok();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let looked = runtime.block_on(rescue::look(&found.state, url.as_deref()));
+    let script = rescue::script(&found)?;
+    eprint!("{}", rescue::summary(storage, &found, &looked));
+    print(&script)
 }
 
 /// The exit code speaks for the Job's report, which says the rest.

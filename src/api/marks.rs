@@ -7,6 +7,8 @@ pub const RELEASE_LABEL: &str = "memoria.arca.run/release";
 pub const ATTEMPT_LABEL: &str = "memoria.arca.run/attempt";
 /// On Jobs and their pods: the step, e.g. `snapshot`.
 pub const STEP_LABEL: &str = "memoria.arca.run/step";
+/// On the Job and pod that `memoria-operator rescue` prints, in place of all others: the attempt's name.
+pub const RESCUE_LABEL: &str = "memoria.arca.run/rescue";
 /// On targets and workers, by server-side apply without force: the UID of the release that owns it.
 pub const OWNER_ANNOTATION: &str = "memoria.arca.run/owner";
 /// On targets and workers while an attempt is open: the attempt's name.

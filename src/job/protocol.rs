@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{
-    GoDuration,
-    release::CheckResult,
-    upgrade::{Category, DatabaseIdentity, Engine, MigrationRecord},
+use crate::{
+    api::{
+        GoDuration,
+        release::CheckResult,
+        upgrade::{Category, DatabaseIdentity, Engine, MigrationRecord},
+    },
+    rescue::RescueState,
 };
 
 /// Environment variable with the order, a [`JobOrder`] as JSON. Pinned in the plan.
@@ -150,6 +153,9 @@ pub struct SnapshotOrder {
     /// Directory below [`STORAGE_MOUNT`]; made by this Job, never overwritten once its manifest is there.
     pub directory: String,
     pub operator_version: String,
+    /// What a person needs to finish the attempt by hand; kept beside the dump.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue: Option<Box<RescueState>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 //! the manifest last. Repeating it is harmless: what has a manifest is only checked again, what has none is made anew.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     api::upgrade::Category,
+    rescue::{RESCUE, RescueState},
     snapshot::{
         Error, Result, digest, dump, freeze, identity,
         manifest::{self, DUMP, MANIFEST, Manifest, SCHEMA, Stored, StoredFile},
@@ -39,7 +41,7 @@ pub async fn run(context: &Context, order: &SnapshotOrder) -> Result<JobReport> 
         return again(&directory, order, stored).await;
     }
     make_directory(&directory)?;
-    clear(&directory, &[DUMP, SCHEMA])?;
+    clear(&directory, &[DUMP, SCHEMA, RESCUE])?;
     fresh(context, order, &directory).await
 }
 
@@ -148,7 +150,8 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
     };
     dump::prove(&tools, directory, &context.places.scratch, &original).await?;
 
-    let schema_file = keep_schema(directory, &frozen.schema)?;
+    let mut files: BTreeMap<_, _> = keep_rescue(directory, order.rescue.as_deref())?.into_iter().collect();
+    files.extend([(DUMP.to_owned(), dumped), (SCHEMA.to_owned(), keep_schema(directory, &frozen.schema)?)]);
     let fingerprint = frozen.schema.fingerprint();
     let manifest = Manifest {
         v: 1,
@@ -171,7 +174,7 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
         tables: frozen.data.tables,
         sequences: frozen.data.sequences,
         restored_in_scratch: true,
-        files: [(DUMP.to_owned(), dumped), (SCHEMA.to_owned(), schema_file)].into(),
+        files,
         sqlite: None,
     };
     let sha256 = manifest::write(directory, &manifest)?;
@@ -215,10 +218,19 @@ async fn read_frozen(
 }
 
 pub(super) fn keep_schema(directory: &Path, schema: &impl Serialize) -> Result<StoredFile> {
-    let mut bytes = serde_json::to_vec_pretty(schema).map_err(|error| Error::Order { what: error.to_string() })?;
+    keep(directory, SCHEMA, schema)
+}
+
+/// What a person needs without the operator, as the plan has it: name and hash for the manifest.
+pub(super) fn keep_rescue(directory: &Path, rescue: Option<&RescueState>) -> Result<Option<(String, StoredFile)>> {
+    rescue.map(|state| Ok((RESCUE.to_owned(), keep(directory, RESCUE, state)?))).transpose()
+}
+
+fn keep(directory: &Path, name: &str, value: &impl Serialize) -> Result<StoredFile> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
-    manifest::write_once(directory, SCHEMA, &bytes)?;
-    let path = directory.join(SCHEMA);
+    manifest::write_once(directory, name, &bytes)?;
+    let path = directory.join(name);
     File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("syncing", &path))?;
     Ok(StoredFile { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) })
 }

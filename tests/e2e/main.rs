@@ -14,6 +14,7 @@ mod killed;
 mod kinds;
 mod matrix;
 mod rehearsal;
+mod rescue;
 mod rollback;
 mod silence;
 mod site;

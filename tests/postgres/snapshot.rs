@@ -4,13 +4,15 @@ use std::{fs, process::Command, time::Duration};
 
 use memoria_operator::{
     api::upgrade::Category,
-    job::protocol::{Facts, JobInput, JobOrder, SnapshotFacts},
+    job::protocol::{DATABASE_URL_ENV, Facts, JobInput, JobOrder, RestoreOrder, SnapshotFacts},
+    rescue::{self, RescueState},
     snapshot::manifest::Manifest,
 };
+use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, MEMORIA, bin, run},
-    site::{DIRECTORY, Site, holds_no_password, snapshot_order},
+    cluster::{Cluster, MEMORIA, PASSWORD, PASSWORD_ENCODED, bin, run},
+    site::{DIRECTORY, RELEASE, Site, holds_no_password, snapshot_order},
 };
 
 fn facts(answer: &crate::site::Answer) -> SnapshotFacts {
@@ -57,6 +59,60 @@ async fn a_snapshot_is_stored_read_back_and_restored_with_the_same_digests() {
         .await
         .unwrap();
     assert_eq!(left.0, 0);
+}
+
+#[tokio::test]
+async fn what_rescue_needs_lies_beside_the_dump_under_the_manifests_hash() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    let mut order = snapshot_order(&cluster).await;
+    let restore = RestoreOrder {
+        database: order.database.clone(),
+        directory: DIRECTORY.to_owned(),
+        failed_directory: format!("{DIRECTORY}/failed"),
+        baseline_directory: None,
+        data_loss_budget_rows: 0,
+        limit_seconds: 60,
+    };
+    order.rescue = Some(Box::new(rescue_state(&JobOrder::Restore(restore))));
+    let answer = site.run(&JobOrder::Snapshot(order.clone()), &cluster).await;
+    answer.is(true, "Done", None);
+    let found = rescue::find(&site.storage, None).unwrap();
+    assert_eq!((Some(&found.state), found.stored.sha256), (order.rescue.as_deref(), facts(&answer).manifest_sha256));
+
+    let rescue = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memoria-operator"));
+        command.args(["rescue", "--attempt", "prod-1", "--storage"]).arg(&site.storage);
+        command
+    };
+    let output = rescue().env(DATABASE_URL_ENV, cluster.url_text()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("markers in the database: none of this attempt"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(printed.contains("\"name\": \"prod-1-rescue\""), "{printed}");
+    for secret in [PASSWORD, PASSWORD_ENCODED] {
+        assert!(!printed.contains(secret) && !said.contains(secret), "a password was printed");
+    }
+
+    // Another state than the one that was planned is none.
+    let file = site.storage.join(DIRECTORY).join("rescue.json");
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("0.9.0", "6.6.6")).unwrap();
+    let refused = site.run(&JobOrder::Snapshot(order), &cluster).await;
+    refused.is(false, "SnapshotDamaged", Some(Category::Environment));
+    let refused = rescue().output().unwrap();
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
+}
+
+fn rescue_state(restore: &JobOrder) -> RescueState {
+    let order = serde_json::to_string(restore).unwrap();
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "prod-1-restore"}, "spec": {"template": {"spec":
+        {"restartPolicy": "Never", "containers": [{"name": "main", "env": [{"name": "MEMORIA_OPERATOR_JOB", "value": order}]}]}}}});
+    serde_json::from_value(
+        json!({"v": 1, "namespace": "memoria", "release": "prod", "releaseUid": RELEASE, "attempt": "prod-1",
+        "from": "0.9.0", "to": "1.0.0", "targets": [], "workers": [], "restore": job,
+        "storage": {"claimName": "prod-snapshots", "directory": DIRECTORY}}),
+    )
+    .unwrap()
 }
 
 #[tokio::test]

@@ -146,6 +146,7 @@ impl Site {
             from_version: "0.9.0".to_owned(),
             directory: DIRECTORY.to_owned(),
             operator_version: "0.1.0".to_owned(),
+            rescue: None,
         }
     }
 

@@ -9,8 +9,10 @@ use std::{
 use memoria_operator::{
     api::upgrade::Category,
     job::protocol::{Facts, JobInput, JobOrder, SnapshotFacts},
+    rescue,
     snapshot::manifest::Manifest,
 };
+use serde_json::json;
 
 use crate::{
     python::Python,
@@ -53,6 +55,27 @@ async fn a_snapshot_holds_the_wal_too_and_the_live_file_is_as_before() {
     assert_eq!((site.journal_mode().as_str(), site.markers().journal_mode), ("wal", None));
     let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[tokio::test]
+async fn what_rescue_needs_lies_beside_the_copy_under_the_manifests_hash() {
+    let site = Site::with("delete", MEMORIA);
+    let mut order = site.snapshot_order();
+    let state = json!({"v": 1, "namespace": "memoria", "release": "prod", "releaseUid": order.database.release_uid,
+        "attempt": "prod-1", "from": "0.9.0", "to": "1.0.0", "engine": "Sqlite", "targets": [], "workers": [],
+        "storage": {"claimName": "prod-snapshots", "directory": DIRECTORY}, "restore": {}});
+    order.rescue = Some(serde_json::from_value(state).unwrap());
+    let answer = site.run(&JobOrder::Snapshot(order.clone())).await;
+    answer.is(true, "Done", None);
+    let found = rescue::find(&site.storage, None).unwrap();
+    assert_eq!((Some(&found.state), found.stored.sha256), (order.rescue.as_deref(), facts(&answer).manifest_sha256));
+    site.run(&JobOrder::Snapshot(order.clone())).await.is(true, "Done", None);
+
+    let file = site.storage.join(DIRECTORY).join("rescue.json");
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("0.9.0", "6.6.6")).unwrap();
+    let refused = site.run(&JobOrder::Snapshot(order)).await;
+    refused.is(false, "SnapshotDamaged", Some(Category::Environment));
+    assert!(rescue::find(&site.storage, None).is_err());
 }
 
 #[tokio::test]

@@ -32,9 +32,12 @@ use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
     RehearsalOrder, RestoreOrder, SHARED_MOUNT, SnapshotOrder,
 };
-use crate::api::{
-    release::Timeouts,
-    upgrade::{DatabaseIdentity, Engine},
+use crate::{
+    api::{
+        release::Timeouts,
+        upgrade::{DatabaseIdentity, Engine},
+    },
+    rescue::RescueState,
 };
 
 /// How long no session of the application may be seen before the fence counts as proved, in seconds.
@@ -237,12 +240,21 @@ pub fn fence(ctx: &JobContext) -> Result<Job, RenderError> {
 /// # Errors
 /// [`RenderError`]
 pub fn snapshot(ctx: &JobContext) -> Result<Job, RenderError> {
+    snapshot_with(ctx, None)
+}
+
+/// The same, and beside it what a person needs to finish the attempt by hand.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn snapshot_with(ctx: &JobContext, rescue: Option<Box<RescueState>>) -> Result<Job, RenderError> {
     let order = SnapshotOrder {
         database: identified(ctx, "snapshot")?,
         release: ctx.release.clone(),
         from_version: ctx.from_version.clone(),
         directory: ctx.storage_directory.clone(),
         operator_version: ctx.operator_version.clone(),
+        rescue,
     };
     let main = ours(ctx, MAIN, tools(ctx, "snapshot")?, &JobOrder::Snapshot(order))?
         .envs(&ctx.shape.database_env)

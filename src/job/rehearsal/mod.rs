@@ -265,6 +265,7 @@ impl<'a> Rehearsal<'a> {
             from_version: self.order.from_version.clone(),
             directory: DIRECTORY.to_owned(),
             operator_version: self.order.operator_version.clone(),
+            rescue: None,
         }
     }
 

@@ -70,6 +70,7 @@ fn keep(place: &Place, order: &BaselineOrder, directory: &Path, scratch: &Path) 
         identity: place.identity(),
         started_at,
         read_at: jiff::Timestamp::now(),
+        rescue: None,
     };
     // The content is read from the copy, so that a rollback journal's writers wait for no longer than the copying.
     let stored = store((&connection, path, &journal_mode), None, about, directory, scratch)?;

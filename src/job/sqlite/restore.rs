@@ -252,6 +252,7 @@ impl Work {
             identity: self.place.identity(),
             started_at,
             read_at: jiff::Timestamp::now(),
+            rescue: None,
         };
         let live = (hold.connection()?, hold.path(), hold.journal_mode());
         store(live, Some(current), about, &self.failed, &self.scratch)

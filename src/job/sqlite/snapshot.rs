@@ -10,12 +10,13 @@ use super::{
     super::{
         context::Context,
         protocol::{JobReport, SnapshotOrder},
-        snapshot::{again, answer, clear, keep_schema, make_directory},
+        snapshot::{again, answer, clear, keep_rescue, keep_schema, make_directory},
     },
     place::Place,
 };
 use crate::{
     api::upgrade::DatabaseIdentity,
+    rescue::{RESCUE, RescueState},
     snapshot::{
         Error, Result,
         manifest::{self, MANIFEST, Manifest, SCHEMA, SqliteFile, Stored, StoredFile},
@@ -41,7 +42,7 @@ pub async fn run(context: &Context, order: &SnapshotOrder) -> Result<JobReport> 
     let (order, scratch) = (order.clone(), context.places.scratch.clone());
     sqlite::blocking(move || {
         make_directory(&directory)?;
-        clear(&directory, &[DATABASE, SCHEMA])?;
+        clear(&directory, &[DATABASE, SCHEMA, RESCUE])?;
         fresh(&place, &order, &directory, &scratch)
     })
     .await
@@ -61,6 +62,7 @@ fn fresh(place: &Place, order: &SnapshotOrder, directory: &Path, scratch: &Path)
         identity: place.identity(),
         started_at,
         read_at: jiff::Timestamp::now(),
+        rescue: order.rescue.clone(),
     };
     let content = content::read(hold.connection()?, &place.path)?;
     let stored =
@@ -79,6 +81,7 @@ pub(super) struct About {
     pub identity: DatabaseIdentity,
     pub started_at: jiff::Timestamp,
     pub read_at: jiff::Timestamp,
+    pub rescue: Option<Box<RescueState>>,
 }
 
 /// Copies a database into storage, proves the copy, and writes its manifest last. The copy must hold this content; without
@@ -101,7 +104,8 @@ pub(super) fn store(
     let file: StoredFile = manifest::hash_file(&kept).map_err(Error::io("reading back", &kept))?;
     info!(bytes = file.bytes, sha256 = file.sha256, "the copy was read back");
     prove(content, &kept, scratch)?;
-    let schema_file = keep_schema(directory, &content.schema)?;
+    let mut files: BTreeMap<_, _> = keep_rescue(directory, about.rescue.as_deref())?.into_iter().collect();
+    files.extend([(DATABASE.to_owned(), file), (SCHEMA.to_owned(), keep_schema(directory, &content.schema)?)]);
     let live = fs::metadata(path).map_err(Error::io("looking at", path))?;
     let manifest = Manifest {
         v: 1,
@@ -124,7 +128,7 @@ pub(super) fn store(
         tables: content.data.tables.clone(),
         sequences: content.data.sequences.clone(),
         restored_in_scratch: true,
-        files: [(DATABASE.to_owned(), file), (SCHEMA.to_owned(), schema_file)].into(),
+        files,
         sqlite: Some(SqliteFile {
             journal_mode: journal_mode.to_owned(),
             header: content.header.clone(),

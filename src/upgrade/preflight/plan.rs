@@ -23,6 +23,7 @@ use crate::{
     },
     job::manifest::{self, CheckStep, JobContext, Ordered, RenderError, in_words},
     job::protocol::{Facts, JobReport},
+    rescue::RescueState,
     upgrade::{
         phase::{RESTORE, RESTORE_ACCEPTED},
         seen::{JobState, Switch},
@@ -103,11 +104,28 @@ pub(super) fn make(
     }
     let workers = question.adopted.workers.iter();
     let workers = workers.filter(|worker| !targets.iter().any(|target| worker.workload.is(&target.workload)));
-    let workers = workers.map(planned_worker).collect();
+    let workers: Vec<_> = workers.map(planned_worker).collect();
     let migrations = migrations(question)?;
     let server = targets.iter().find(|t| t.role == crate::api::release::Role::Server);
     let server_image = server.map(|server| server.to_image.clone()).unwrap_or_default();
-    let jobs = jobs(question, &jobs_context, &server_image, &migrations, &context.storage_directory)?;
+    let storage = PlannedStorage { claim_name: claim, directory: jobs_context.storage_directory.clone() };
+    let rescue = RescueState {
+        v: 1,
+        namespace: context.namespace.clone(),
+        release: release.name_any(),
+        release_uid: uid.clone(),
+        attempt: attempt.to_owned(),
+        from: current.version.clone(),
+        to: spec.version.clone(),
+        engine: found.facts.engine,
+        targets: targets.iter().map(Into::into).collect(),
+        workers: Vec::clone(&workers),
+        maintenance_flag: spec.ingestion.maintenance_flag.clone(),
+        settings: config.as_ref().map(Into::into),
+        storage: storage.clone(),
+        restore: serde_json::to_value(restore(question, &jobs_context, RESTORE)?)?,
+    };
+    let jobs = jobs(question, &jobs_context, &server_image, &migrations, (&context.storage_directory, rescue))?;
     let seconds = |stage: Stage| {
         let each = spec.checks.iter().filter(|check| check.stage == stage);
         each.map(|check| manifest::longest(check).cast_signed()).max().unwrap_or_default()
@@ -131,7 +149,7 @@ pub(super) fn make(
             identity: found.facts.identity.clone(),
             bytes: found.facts.bytes,
         },
-        storage: PlannedStorage { claim_name: claim, directory: jobs_context.storage_directory.clone() },
+        storage,
         migrations,
         config,
         timeouts: spec.timeouts.clone(),
@@ -206,7 +224,7 @@ fn jobs(
     context: &JobContext,
     server_image: &str,
     migrations: &[String],
-    reference_directory: &str,
+    (reference_directory, rescue): (&str, RescueState),
 ) -> Result<Vec<PlannedJob>, PlanError> {
     let spec = &question.release.spec;
     let baselines = stages::baselines(question.jobs);
@@ -216,8 +234,10 @@ fn jobs(
             .collect::<Vec<_>>()
     };
     let (before, gate, verify) = (of(Stage::BeforeIngestion), of(Stage::IngestionReenable), of(Stage::AfterIngestion));
-    let mut jobs: Vec<(&str, Job)> =
-        vec![("fence", manifest::fence(context)?), ("snapshot", manifest::snapshot(context)?)];
+    let mut jobs: Vec<(&str, Job)> = vec![
+        ("fence", manifest::fence(context)?),
+        ("snapshot", manifest::snapshot_with(context, Some(Box::new(rescue)))?),
+    ];
     if !migrations.is_empty() {
         jobs.push(("migrate", manifest::migrate(context, server_image, migrations, reference_directory)?));
     }
@@ -227,7 +247,7 @@ fn jobs(
     }
     jobs.push(("baseline", manifest::baseline(context)?));
     for step in [RESTORE, RESTORE_ACCEPTED] {
-        jobs.push((step, manifest::restore(context, step, spec.rollback.data_loss_budget.rows)?));
+        jobs.push((step, restore(question, context, step)?));
     }
     if !gate.is_empty() {
         jobs.push((CheckStep::Gate.as_str(), manifest::checks(context, CheckStep::Gate, &gate)?));
@@ -240,6 +260,10 @@ fn jobs(
     jobs.into_iter()
         .map(|(step, job)| Ok(PlannedJob { step: step.to_owned(), manifest: serde_json::to_value(job)? }))
         .collect()
+}
+
+fn restore(question: &Question<'_>, context: &JobContext, step: &'static str) -> Result<Job, RenderError> {
+    manifest::restore(context, step, question.release.spec.rollback.data_loss_budget.rows)
 }
 
 /// The plan as the release's status shows it.

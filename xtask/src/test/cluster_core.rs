@@ -21,7 +21,7 @@ const AT_ONCE: &str = "--test-threads=3";
 /// Modules of upgrades that take longer than CI has time for.
 const LONG: [&str; 3] = ["holds::", "kinds::", "sqlite::"];
 /// Modules with parts of their own.
-const APART: [&str; 3] = ["--skip=silence::", "--skip=killed::", "--skip=matrix::"];
+const APART: [&str; 4] = ["--skip=silence::", "--skip=killed::", "--skip=matrix::", "--skip=rescue::"];
 /// Two that kill the one operator would kill it for each other.
 const ALONE: &str = "--test-threads=1";
 /// One upgrade of each database, killed in every phase; the others take longer than CI has time for.
@@ -38,7 +38,8 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     ];
     if !only.is_empty() {
         let mut arguments = only.to_vec();
-        arguments.push(if only.iter().any(|filter| filter.starts_with("killed")) { ALONE } else { AT_ONCE }.to_owned());
+        let alone = only.iter().any(|filter| filter.starts_with("killed") || filter.starts_with("rescue"));
+        arguments.push(if alone { ALONE } else { AT_ONCE }.to_owned());
         parts.push(Part { name: "the operator, by its chart", run: Box::new(install) });
         parts.push(Part { name: "chosen upgrades", run: Box::new(move || e2e(&arguments, &[])) });
         return parts;
@@ -60,6 +61,8 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     let killed = if all { vec!["killed::"] } else { KILLED_IN_CI.to_vec() };
     let killed = [&killed[..], &[ALONE]].concat();
     parts.push(Part { name: "an operator killed in every phase", run: Box::new(move || e2e(&killed, &[])) });
+    // It stops the operator of all for a while.
+    parts.push(Part { name: "rescue without the operator", run: Box::new(|| e2e(&["rescue::", ALONE], &[])) });
     if all {
         // Last, because its commands install the operator anew, with the chart's own values.
         parts.push(Part { name: "the commands of getting started", run: Box::new(getting_started::run) });
