@@ -19,7 +19,7 @@ const SHORT_LEASE: [&str; 3] =
 const AT_ONCE: &str = "--test-threads=3";
 
 /// Modules of upgrades that take longer than CI has time for.
-const LONG: [&str; 3] = ["holds::", "kinds::", "sqlite::"];
+const LONG: [&str; 5] = ["holds::", "kinds::", "rehearsal::migrations", "sqlite::", "wrong::"];
 /// Modules with parts of their own.
 const APART: [&str; 4] = ["--skip=silence::", "--skip=killed::", "--skip=matrix::", "--skip=rescue::"];
 /// Two that kill the one operator would kill it for each other.
@@ -61,9 +61,9 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     let killed = if all { vec!["killed::"] } else { KILLED_IN_CI.to_vec() };
     let killed = [&killed[..], &[ALONE]].concat();
     parts.push(Part { name: "an operator killed in every phase", run: Box::new(move || e2e(&killed, &[])) });
-    // It stops the operator of all for a while.
-    parts.push(Part { name: "rescue without the operator", run: Box::new(|| e2e(&["rescue::", ALONE], &[])) });
     if all {
+        // It stops the operator of all for a while.
+        parts.push(Part { name: "rescue without the operator", run: Box::new(|| e2e(&["rescue::", ALONE], &[])) });
         // Last, because its commands install the operator anew, with the chart's own values.
         parts.push(Part { name: "the commands of getting started", run: Box::new(getting_started::run) });
     }
