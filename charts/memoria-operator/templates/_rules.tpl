@@ -70,5 +70,5 @@
 # What the operator tells about a release.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [get, create, patch]
 {{- end }}
