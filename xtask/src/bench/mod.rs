@@ -1,8 +1,10 @@
-//! `cargo xtask bench`: measurements that compare the operator with the ways that people upgrade Memoria without it.
+//! `cargo xtask bench`: measurements of the operator as users get it, beside the ways that people upgrade Memoria without
+//! it.
 
 mod by_hand;
 mod client;
 mod event;
+mod idle;
 mod recorder;
 mod report;
 mod timeline;
@@ -21,10 +23,13 @@ pub struct Args {
 enum Action {
     /// The same upgrade by the operator and by the announcement's steps with kubectl, in turns
     Upgrade(upgrade::Options),
+    /// Memory and writes of an operator that has nothing to do
+    Idle(idle::Options),
 }
 
 pub fn run(args: Args) -> Result<()> {
     match args.action {
         Action::Upgrade(options) => upgrade::run(&options),
+        Action::Idle(options) => idle::run(&options),
     }
 }

@@ -18,7 +18,7 @@ use super::timeline::{self, Gap, JobEnd, Window};
 use crate::clock::Clock;
 use crate::cluster::{self, REGISTRY, Target};
 use crate::demo::{self, RELEASE, TO};
-use crate::images::{self, OPERATOR, TOOLS};
+use crate::images::{self, OPERATOR, Profile, TOOLS};
 use crate::kube::Kube;
 use crate::memoria::{self, Database, Installation, VERSION};
 use crate::{operator, place};
@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> Result<()> {
     let kube = Kube { target: Target::from_flag(options.use_current_context) };
     let _lock = cluster::lock_operator()?;
     clock.say(&kube.target.ensure()?);
-    let digests = images::ensure_available(kube.target)?;
+    let digests = images::ensure_available(kube.target, Profile::Release)?;
     clock.say("the operator, by its Helm chart");
     operator::install(&kube, &digests, &[])?;
     clock.say("every node pulls every image");

@@ -149,6 +149,11 @@ pub fn state_dir() -> Result<PathBuf> {
     Ok(Layout::local()?.state)
 }
 
+/// The API server's audit log: one JSON object a line, one line a write.
+pub fn audit_log() -> Result<PathBuf> {
+    Ok(Layout::local()?.audit_log())
+}
+
 /// The administrator's kubeconfig; it exists once the cluster has been up.
 #[allow(dead_code, reason = "part of what other chores use")]
 pub fn kubeconfig() -> Result<PathBuf> {

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::cluster::{self, Target};
+use crate::images::{self, Profile};
 use crate::kube::Kube;
 use crate::memoria::{self, Database, Installation, VERSION};
-use crate::{images, operator, place};
+use crate::{operator, place};
 use proof::Proof;
 use rollback::TakenBack;
 use view::Ended;
@@ -76,7 +77,7 @@ fn show(args: &Args, clock: &mut Clock) -> Result<(Ended, Option<TakenBack>, Pro
     let kube = Kube { target: Target::from_flag(args.use_current_context) };
     let _lock = cluster::lock_operator()?;
     clock.part("the cluster", |_| kube.target.ensure())?;
-    let digests = clock.part("the images", |_| images::ensure_available(kube.target))?;
+    let digests = clock.part("the images", |_| images::ensure_available(kube.target, Profile::Dev))?;
     clock.part("the operator, by its Helm chart", |_| operator::install(&kube, &digests, &[]))?;
     let database = match args.database {
         Database::Postgresql => format!("on PostgreSQL {}", args.postgres),

@@ -9,9 +9,23 @@ use serde_json::Value;
 use super::progress::Progress;
 use crate::place;
 
-/// The profile of the operator's binary in the images of the test cluster: the one that its tests have compiled anyway.
-/// `--release` of `cargo xtask images` takes the one that users get.
-const PROFILE: &str = "dev";
+/// How the operator's binary in the images is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As its tests have compiled it anyway: for whoever asks whether it works.
+    Dev,
+    /// As users get it: for whoever asks how fast it is.
+    Release,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+        }
+    }
+}
 
 pub struct Binaries {
     pub operator: PathBuf,
@@ -30,16 +44,14 @@ impl Binaries {
 }
 
 /// Compiles what changed.
-pub fn build(progress: &Progress, release: bool) -> Result<Binaries> {
-    let profile = if release { "release" } else { PROFILE };
-    progress.say("memoria-operator", &format!("compiling (profile {profile})"));
+pub fn build(progress: &Progress, profile: Profile) -> Result<Binaries> {
+    progress.say("memoria-operator", &format!("compiling (profile {})", profile.name()));
     let mut operator = cargo()?;
-    operator.args(["--profile", profile, "--bin", "memoria-operator"]);
+    operator.args(["--profile", profile.name(), "--bin", "memoria-operator"]);
     // What the tests compile, so that it is compiled once. No feature but the tests' own is behind the flag.
-    operator.args(if release {
-        ["--package", "memoria-operator"].as_slice()
-    } else {
-        &["--workspace", "--all-features"]
+    operator.args(match profile {
+        Profile::Dev => ["--workspace", "--all-features"].as_slice(),
+        Profile::Release => &["--package", "memoria-operator"],
     });
     let operator = stripped(executable(&mut operator, "memoria-operator")?)?;
 

@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::cluster::Target;
 use crate::place;
 use binaries::Binaries;
+pub use binaries::Profile;
 use debian::{Mirror, Suite};
 use dockerfile::{Builder, Stage};
 use hash::Key;
@@ -77,7 +78,7 @@ impl Kind {
 
 pub fn run(args: Args) -> Result<()> {
     let kinds = if args.only.is_empty() { Kind::ALL.to_vec() } else { args.only };
-    let images = Images::build(&kinds, args.release)?;
+    let images = Images::build(&kinds, if args.release { Profile::Release } else { Profile::Dev })?;
     if args.push {
         images.push()?;
     }
@@ -90,8 +91,8 @@ pub fn run(args: Args) -> Result<()> {
 /// Builds what changed and makes it available to the cluster: pushes what the local registry lacks, or tells the user what
 /// a cluster of theirs must be able to pull. Returns name and tag (`postgres:15`) → digest. A local cluster must be up.
 #[allow(dead_code, reason = "the demo and the cluster tests call it")]
-pub fn ensure_available(target: Target) -> Result<BTreeMap<String, String>> {
-    let images = Images::build(&Kind::ALL, false)?;
+pub fn ensure_available(target: Target, profile: Profile) -> Result<BTreeMap<String, String>> {
+    let images = Images::build(&Kind::ALL, profile)?;
     match target {
         Target::Local => images.push()?,
         Target::CurrentContext => {
@@ -120,13 +121,13 @@ struct Images {
 }
 
 impl Images {
-    fn build(kinds: &[Kind], release: bool) -> Result<Self> {
+    fn build(kinds: &[Kind], profile: Profile) -> Result<Self> {
         prepare_machine()?;
         let cache = place::cache()?.join("images");
         let progress = Progress::new(cache.join("logs"))?;
         // Before the lock is taken: compiling is what takes long, and cargo has locks of its own.
         let binaries =
-            kinds.iter().any(|k| k.needs_binaries()).then(|| binaries::build(&progress, release)).transpose()?;
+            kinds.iter().any(|k| k.needs_binaries()).then(|| binaries::build(&progress, profile)).transpose()?;
         let layout = Layout::open(cache.join("layout"))?;
         let mirror = Mirror::of_this_machine(cache.join("apt"))?;
         let root = place::root()?;

@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 
 use super::{Done, EVERYTHING, Part, cargo, getting_started, matrix, succeed};
 use crate::cluster::{self, Target};
+use crate::images::{self, Profile};
 use crate::kube::Kube;
-use crate::{images, operator, place};
+use crate::{operator, place};
 
 /// On the namespaces of these tests; the tests know it, too.
 const NAMESPACE_LABEL: &str = "memoria-operator-test";
@@ -33,7 +34,10 @@ const KILLED_IN_CI: [&str; 2] = [
 pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     let mut parts = vec![
         Part { name: "the cluster", run: Box::new(|| Target::Local.ensure().map(|_| Done::Passed)) },
-        Part { name: "the images", run: Box::new(|| images::ensure_available(Target::Local).map(|_| Done::Passed)) },
+        Part {
+            name: "the images",
+            run: Box::new(|| images::ensure_available(Target::Local, Profile::Dev).map(|_| Done::Passed)),
+        },
         Part { name: "leftovers of earlier runs", run: Box::new(clean_up) },
     ];
     if !only.is_empty() {
@@ -81,7 +85,7 @@ fn upgrades() -> Result<Done> {
 
 fn install() -> Result<Done> {
     // Built a part earlier, so this only reads their digests.
-    let digests = images::ensure_available(Target::Local)?;
+    let digests = images::ensure_available(Target::Local, Profile::Dev)?;
     operator::install(&Kube { target: Target::Local }, &digests, &SHORT_LEASE)?;
     Ok(Done::Passed)
 }
