@@ -67,6 +67,10 @@ fn state(job: &Job, own: &[&Pod]) -> JobState {
             let ending = is("FailureTarget")
                 .map(|c| pods::told("FailureTarget", &cause(c.reason.as_deref(), c.message.as_deref(), "")));
             let suspended = is("Suspended").map(|_| pods::told("Suspended", "somebody suspended the Job"));
+            if let (None, None, Some(report)) = (&ending, lingering, own.last().and_then(|pod| done(pod))) {
+                let detail = "its pod succeeded".to_owned();
+                return JobState::Finished { succeeded: true, report: Some(report), detail };
+            }
             let trouble: Option<Trouble> =
                 ending.or(suspended).or_else(|| own.last().and_then(|pod| pods::trouble(pod)));
             JobState::Running { trouble }
@@ -80,6 +84,13 @@ fn cause(reason: Option<&str>, message: Option<&str>, otherwise: &str) -> String
         (Some(text), None) | (None, Some(text)) => text.to_owned(),
         (None, None) => otherwise.to_owned(),
     }
+}
+
+/// The good report of a pod that succeeded. Kubernetes counts such a pod a second or two later and then calls the Job
+/// complete; it never makes another one after it, and keeps the pod until it was counted, so there is nothing to wait for.
+fn done(pod: &Pod) -> Option<JobReport> {
+    let succeeded = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Succeeded");
+    report(pod).filter(|report| succeeded && report.ok)
 }
 
 /// The report that the main container left, if it can be read.
@@ -153,6 +164,24 @@ mod tests {
         );
         let JobState::Finished { detail, .. } = seen(&failed, &[]).state else { panic!("not finished") };
         assert!(detail.ends_with("its pod is gone"), "{detail}");
+    }
+
+    #[test]
+    fn a_pod_that_succeeded_with_a_good_report_is_not_waited_for_to_be_counted() {
+        let good = |message| [pod("j1", "2026-01-01T00:00:00Z", ended(0, "Completed", message))];
+        let finished =
+            |job: &Job, pods: &[Pod]| matches!(seen(job, pods).state, JobState::Finished { succeeded: true, .. });
+        assert!(finished(&job(json!([])), &good(REPORT)));
+        assert!(!finished(&job(json!([])), &good("not json")), "without a report the Job's own end decides");
+        let bad = r#"{"v":1,"ok":false,"reason":"No","message":""}"#;
+        assert!(!finished(&job(json!([])), &good(bad)));
+        assert!(!finished(&job(json!([])), &[pod("j1", "2026-01-01T00:00:00Z", ended(1, "Error", REPORT))]));
+        let ending = job(json!([{"type": "FailureTarget", "status": "True"}]));
+        assert!(!finished(&ending, &good(REPORT)), "a Job that is being failed is not a success");
+        let mut sidecar = ended(0, "Completed", REPORT);
+        sidecar["initContainerStatuses"] = json!([{"name": "guard", "image": "", "imageID": "", "ready": true,
+            "restartCount": 0, "state": {"running": {}}}]);
+        assert!(!finished(&job(json!([])), &[pod("j1", "2026-01-01T00:00:00Z", sidecar)]), "a sidecar still works");
     }
 
     #[test]
