@@ -118,8 +118,18 @@ fn write_password(directory: &Path, password: &[u8]) -> Result<PasswordFile, Acc
 /// password; with `access`, ways to the database.
 pub fn cli(order: &RunnerOrder, arguments: &[&OsStr], access: Option<&Access>) -> Command {
     let (program, first) = order.cli.split_first().map_or(("", &[][..]), |(program, rest)| (program.as_str(), rest));
-    let mut command = Command::new(program);
+    let mut command = with_environment(program, access);
     command.args(first).args(arguments);
+    command
+}
+
+/// The same environment for a program of ours in the image's interpreter.
+pub fn interpreter(program: &str, access: &Access) -> Command {
+    with_environment(program, Some(access))
+}
+
+fn with_environment(program: &str, access: Option<&Access>) -> Command {
+    let mut command = Command::new(program);
     for (name, value) in std::env::vars_os() {
         let ours = name == ORDER_ENV || name == DATABASE_URL_ENV || name == "PGPASSWORD";
         let telling = access.is_some_and(|access| access.secrets.are_in(value.as_bytes()));

@@ -124,6 +124,11 @@ fn commands(work: Work, order: &RunnerOrder, url: Option<String>, supervisor: &m
         }
     };
     let limit = Instant::now() + Duration::from_secs(order.limit_seconds);
+    let mut preloaded = match work {
+        // Importing takes longer than most migrations, and writers are stopped meanwhile.
+        Work::Migrate | Work::Rehearse if names.len() > 1 => supervisor.preload(order, &access, limit),
+        _ => None,
+    };
     for name in &names {
         let ended = match work {
             _ if supervisor.stopping() => Ended::never_began(name, "the pod is being ended"),
@@ -133,7 +138,10 @@ fn commands(work: Work, order: &RunnerOrder, url: Option<String>, supervisor: &m
             }
             Work::Migrate | Work::Rehearse => {
                 let arguments = ["migrate", "run", name, "--database-url", access.url()].map(OsStr::new);
-                supervisor.run(name, cli(order, &arguments, Some(&access)), &access.secrets, limit)
+                match &mut preloaded {
+                    Some(module) => supervisor.run_preloaded(module, name, &arguments, &access.secrets, limit),
+                    None => supervisor.run(name, cli(order, &arguments, Some(&access)), &access.secrets, limit),
+                }
             }
         };
         let go_on = ended.result.exited_well();

@@ -14,6 +14,7 @@ mod guarded;
 mod install;
 mod output;
 mod parity;
+mod preload;
 mod probe;
 mod report;
 mod supervise;

@@ -2,6 +2,7 @@
 //! process that ends is collected, and what is left of the group ends with the command.
 
 use std::{
+    ffi::OsStr,
     io::{Read, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memoria_runner::order::CommandResult;
+use memoria_runner::order::{CommandResult, RunnerOrder};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait};
 use signal_hook::{
     consts::{SIGCHLD, SIGINT, SIGTERM},
@@ -18,7 +19,9 @@ use signal_hook::{
 };
 
 use crate::{
+    command::Access,
     output::{Kept, Lines},
+    preload::{Connection, Preloaded, Told, listen},
     redact::{Redactor, Secrets},
 };
 
@@ -26,6 +29,8 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(10);
 /// For what is still in the pipes when the command has ended; a process that left the group may hold them open.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a module may take to be imported before each command is started by itself.
+const IMPORT: Duration = Duration::from_secs(60);
 /// Output that waits to be shown; a program that prints faster is slowed down.
 const QUEUE: usize = 64;
 
@@ -34,6 +39,33 @@ enum Event {
     /// With the number of the run: a process that left its group may still print when the next command runs.
     Output(u64, Stream, Vec<u8>),
     Closed(u64),
+    /// From the process that has imported the module.
+    Told(Told),
+}
+
+/// How a process ended.
+#[derive(Clone, Copy)]
+struct Exit {
+    code: Option<i32>,
+    signal: Option<i32>,
+}
+
+impl Exit {
+    /// The process that waited for it is gone, and was not ended by us: somebody killed it.
+    const LOST: Self = Self { code: None, signal: Some(Signal::KILL.as_raw()) };
+
+    fn of(status: WaitStatus) -> Self {
+        Self { code: status.exit_status(), signal: status.terminating_signal() }
+    }
+
+    /// As Python tells it: a negative code is a signal.
+    fn told(code: i32) -> Self {
+        if code < 0 {
+            Self { code: None, signal: Some(code.saturating_neg()) }
+        } else {
+            Self { code: Some(code), signal: None }
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,7 +137,7 @@ impl Supervisor {
                     return;
                 }
                 // Left over from a command that has been given up.
-                Event::Output(..) | Event::Closed(_) => {}
+                Event::Output(..) | Event::Closed(_) | Event::Told(_) => {}
             }
         }
     }
@@ -129,24 +161,99 @@ impl Supervisor {
             let (sender, number) = (self.sender.clone(), self.runs);
             thread::spawn(move || forward(number, stream, pipe, &sender));
         }
-        let mut run = Running {
+        let mut run = self.running(secrets);
+        run.group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        self.finish_run(run, name, begun, limit)
+    }
+
+    /// Imports the command line's module once for all that follow. `None` where that is not as good as starting it anew
+    /// each time, which standard error then explains.
+    pub fn preload(&mut self, order: &RunnerOrder, access: &Access, limit: Instant) -> Option<Preloaded> {
+        let sender = self.sender.clone();
+        let mut preloaded = Preloaded::start(order, access, move |connection| {
+            let sender = sender.clone();
+            thread::spawn(move || match connection {
+                Connection::Control(control) => listen(control, |told| drop(sender.send(Event::Told(told)))),
+                Connection::Output { number, error, stream } => {
+                    let which = if error { Stream::Err } else { Stream::Out };
+                    forward(number, which, Some(Box::new(stream)), &sender);
+                }
+            });
+        })?;
+        if let Err(why) = self.until_imported(limit.min(Instant::now() + IMPORT)) {
+            eprintln!("memoria-runner: each command imports what it needs by itself: {why}");
+            return None;
+        }
+        // Its module is run under a second name: whether that works is asked before anything depends on it.
+        let help = ["migrate", "run", "--help"].map(OsStr::new);
+        let tried = self.run_preloaded(&mut preloaded, "migrate run --help", &help, &access.secrets, limit);
+        if !tried.result.exited_well() {
+            eprintln!("memoria-runner: each command is started by itself: a fork does not even print its help");
+            return None;
+        }
+        Some(preloaded)
+    }
+
+    fn until_imported(&mut self, limit: Instant) -> Result<(), String> {
+        loop {
+            match self.events.recv_timeout(limit.saturating_duration_since(Instant::now())) {
+                Ok(Event::Told(Told::Ready)) => return Ok(()),
+                Ok(Event::Told(Told::Unfit(why))) => return Err(why),
+                Ok(Event::Told(_)) => return Err("the interpreter ended while it imported it".to_owned()),
+                // Not collected here: while nothing runs, all that can end is the interpreter, which says so by itself.
+                Ok(Event::Signal(SIGCHLD) | Event::Output(..) | Event::Closed(_)) => {}
+                Ok(Event::Signal(_)) => {
+                    self.stopping = true;
+                    return Err("the pod is being ended".to_owned());
+                }
+                Err(_) => return Err(format!("importing it took longer than {} s", IMPORT.as_secs())),
+            }
+        }
+    }
+
+    /// The same as [`Self::run`], in a fork of what was preloaded.
+    pub fn run_preloaded(
+        &mut self,
+        preloaded: &mut Preloaded,
+        name: &str,
+        arguments: &[&OsStr],
+        secrets: &Secrets,
+        limit: Instant,
+    ) -> Ended {
+        let begun = Instant::now();
+        self.runs += 1;
+        let mut run = self.running(secrets);
+        if let Err(error) = preloaded.ask(self.runs, arguments) {
+            return Ended::never_began(name, &format!("the interpreter that was to run it is gone: {error}"));
+        }
+        run.preloaded = true;
+        self.finish_run(run, name, begun, limit)
+    }
+
+    fn running(&self, secrets: &Secrets) -> Running {
+        Running {
             number: self.runs,
-            group: i32::try_from(child.id()).ok().and_then(Pid::from_raw),
+            group: None,
+            preloaded: false,
             status: None,
             open: 2,
             kill_at: None,
             streams: [StreamState::new(secrets), StreamState::new(secrets)],
             kept: Kept::default(),
-        };
+        }
+    }
+
+    fn finish_run(&mut self, mut run: Running, name: &str, begun: Instant, limit: Instant) -> Ended {
         let timed_out = self.until_ended(&mut run, limit);
         run.signal(Signal::KILL);
         self.drain(&mut run);
         let kept = run.finish();
+        let exit_code = run.status.and_then(|exit| exit.code);
         let result = CommandResult {
             name: name.to_owned(),
-            exit_code: run_exit(run.status),
-            signal: run.status.and_then(WaitStatus::terminating_signal),
-            reported_failure: run_exit(run.status) == Some(0) && kept.reported_failure,
+            exit_code,
+            signal: run.status.and_then(|exit| exit.signal),
+            reported_failure: exit_code == Some(0) && kept.reported_failure,
             timed_out,
             millis: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
             tail: kept.tail(),
@@ -170,6 +277,7 @@ impl Supervisor {
                 }
                 Ok(Event::Output(number, stream, bytes)) => run.show(number, stream, &bytes),
                 Ok(Event::Closed(number)) => run.close(number),
+                Ok(Event::Told(told)) => run.hear(&told),
                 Err(RecvTimeoutError::Timeout) if run.kill_at.is_some() => {
                     run.signal(Signal::KILL);
                     run.kill_at = Some(Instant::now() + GRACE);
@@ -194,6 +302,7 @@ impl Supervisor {
                 Ok(Event::Closed(number)) => run.close(number),
                 Ok(Event::Signal(SIGCHLD)) => run.collect(),
                 Ok(Event::Signal(_)) => self.stopping = true,
+                Ok(Event::Told(told)) => run.hear(&told),
                 Err(_) => return,
             }
         }
@@ -231,7 +340,9 @@ struct Running {
     number: u64,
     /// The command's process group: its own process id.
     group: Option<Pid>,
-    status: Option<WaitStatus>,
+    /// It is a fork of another process of ours, which tells how it ends.
+    preloaded: bool,
+    status: Option<Exit>,
     /// Streams that have not reached their end.
     open: usize,
     kill_at: Option<Instant>,
@@ -243,8 +354,17 @@ impl Running {
     fn collect(&mut self) {
         while let Some((pid, status)) = ended_process() {
             if Some(pid) == self.group {
-                self.status = Some(status);
+                self.status = Some(Exit::of(status));
             }
+        }
+    }
+
+    fn hear(&mut self, told: &Told) {
+        match *told {
+            Told::Began { number, pid } if number == self.number => self.group = Pid::from_raw(pid),
+            Told::Ended { number, code } if number == self.number => self.status = Some(Exit::told(code)),
+            Told::Lost if self.preloaded && self.status.is_none() => self.status = Some(Exit::LOST),
+            _ => {}
         }
     }
 
@@ -296,10 +416,6 @@ fn keep_line(kept: &mut Kept, stream: Stream, line: &str) {
 /// One process that has ended, ours or an orphan that came to us.
 fn ended_process() -> Option<(Pid, WaitStatus)> {
     wait(WaitOptions::NOHANG).ok().flatten()
-}
-
-fn run_exit(status: Option<WaitStatus>) -> Option<i32> {
-    status.and_then(WaitStatus::exit_status)
 }
 
 /// A log that cannot be written must not stop a migration.
