@@ -49,14 +49,3 @@ pub enum DecisionAction {
     /// Let images be tried again that this attempt was taken back for.
     AcknowledgeRejection,
 }
-
-/// The command that makes a decision, as messages print it.
-pub fn command(namespace: &str, release: &str, attempt: &str, action: DecisionAction) -> String {
-    let decision = serde_json::json!({
-        "apiVersion": "memoria.arca.run/v1alpha1",
-        "kind": "MemoriaDecision",
-        "metadata": {"generateName": format!("{attempt}-")},
-        "spec": {"releaseName": release, "attempt": attempt, "action": action, "reason": "decided by hand"},
-    });
-    format!("echo '{decision}' | kubectl -n {namespace} create -f -")
-}

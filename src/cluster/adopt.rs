@@ -31,6 +31,7 @@ use crate::{
         marks::{KEDA_PAUSED, RELEASE_LABEL},
         release::{CheckResult, Mode, Role, Target, Verdict, WorkerKind, WorkerRef, WorkloadRef},
     },
+    commands::Command,
     upgrade::{
         image::ImageRef,
         seen::{Switch, Workload},
@@ -284,7 +285,10 @@ fn rollout_problems(found: &Found, name: &WorkloadRef) -> Vec<String> {
     match found {
         Found::Deployment(d) => {
             if d.spec.as_ref().and_then(|s| s.paused) == Some(true) {
-                problems.push(format!("{name} is paused; run kubectl rollout resume {name}"));
+                let workload = name.to_string();
+                let namespace = d.metadata.namespace.as_deref().unwrap_or_default();
+                let run = Command::ResumeRollout { workload: &workload }.in_namespace(namespace);
+                problems.push(format!("{name} is paused; run {run}"));
             }
         }
         Found::StatefulSet(s) => {

@@ -18,6 +18,7 @@ use crate::{
         marks::RELEASE_LABEL,
         release::{WorkerKind, WorkerRef},
     },
+    commands::Command,
     job::{manifest::OWN_MOUNTS, protocol::DataVolume},
 };
 
@@ -238,10 +239,9 @@ fn problem(name: &str, claim: &PersistentVolumeClaim) -> Option<String> {
         ));
     }
     if phase != "Bound" {
-        return Some(format!(
-            "persistentvolumeclaim/{name} is {phase}, not Bound, so it holds no data; see kubectl describe \
-             persistentvolumeclaim/{name}"
-        ));
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let see = Command::ShowClaim { claim: name }.in_namespace(namespace);
+        return Some(format!("persistentvolumeclaim/{name} is {phase}, not Bound, so it holds no data; see {see}"));
     }
     modes.iter().any(|mode| mode == "ReadWriteOncePod").then(|| {
         format!(

@@ -4,7 +4,10 @@ use std::{error::Error, time::Duration};
 
 use kube::core::{Status, response::StatusCause};
 
-use crate::api::upgrade::Category;
+use crate::{
+    api::upgrade::Category,
+    commands::{self, Command},
+};
 
 /// At most this much of a server's message is kept, in bytes: it goes into conditions and events.
 const MAX_CAUSE: usize = 700;
@@ -79,9 +82,16 @@ impl ClusterError {
         self.kind == Kind::Missing
     }
 
+    /// The same with the namespace in the commands that it names: whoever reads them may be in another one.
+    #[must_use]
+    pub fn in_namespace(self, namespace: &str) -> Self {
+        Self { next: commands::in_namespace(&self.next, namespace), ..self }
+    }
+
     /// An object of ours by name, but not by content.
     pub(crate) fn foreign(doing: &'static str, object: String, cause: String) -> Self {
-        let next = format!("look at it (kubectl get {object} -o yaml) and delete or rename it if it is not needed");
+        let show = Command::Show { object: &object };
+        let next = format!("look at it ({show}) and delete or rename it if it is not needed");
         Self { kind: Kind::Foreign, doing, object, cause, next }
     }
 
@@ -129,14 +139,14 @@ impl ClusterError {
         let (kind, next) = if let Some(by) = causes.iter().find_map(other_manager) {
             let next = format!(
                 "another release or tool ({by}) owns it; let one release name it, or remove the mark of one that is \
-                 gone: kubectl annotate {object} {}-",
-                crate::api::marks::OWNER_ANNOTATION
+                 gone: {}",
+                Command::ForgetOwner { workload: &object }
             );
             (Kind::Claimed { by }, next)
         } else if causes.iter().any(|c| c.reason == "NamespaceTerminating") {
             (Kind::NamespaceEnding, "nothing: the namespace is being deleted".to_owned())
         } else if status.is_already_exists() {
-            (Kind::Foreign, format!("look at it: kubectl get {object} -o yaml"))
+            (Kind::Foreign, format!("look at it: {}", Command::Show { object: &object }))
         } else if status.is_conflict() || causes.iter().any(|c| c.field == "metadata.uid") {
             // The UID of a patch is a precondition; the server calls another one an invalid change.
             (Kind::Stale, AGAIN.to_owned())

@@ -54,7 +54,7 @@ pub async fn first_refused(client: &Client, ns: &str, jobs: &[Job]) -> Option<Ch
             Err(error) => Err(error),
         };
         let step = job.labels().get(STEP_LABEL).map(String::as_str).unwrap_or_default();
-        let judged = judged(format!("admit-job-{step}"), "its pod would be admitted", answer);
+        let judged = judged(ns, format!("admit-job-{step}"), "its pod would be admitted", answer);
         if judged.result == Verdict::Failed {
             return Some(judged);
         }
@@ -129,11 +129,12 @@ pub async fn dry_run(
     let mut results = Vec::new();
     for job in &plan.jobs {
         let answer = dry_job(client, ns, &job.manifest).await;
-        results.push(judged(format!("admit-job-{}", job.step), "Job and pod would be admitted", answer));
+        results.push(judged(ns, format!("admit-job-{}", job.step), "Job and pod would be admitted", answer));
     }
     for target in &plan.targets {
         let answer = dry_target(client, ns, &owner, attempt, target).await;
         results.push(judged(
+            ns,
             format!("admit-target-{}", target.name),
             "marks, replicas, image and candidate would be admitted",
             answer,
@@ -142,13 +143,14 @@ pub async fn dry_run(
     for worker in plan.workers.iter().filter(|w| plan.targets.iter().all(|t| !w.workload.is(&t.workload))) {
         let answer = dry_stop(client, ns, &owner, attempt, &worker.workload, &prior_of(worker)).await.map(drop);
         let name = format!("admit-worker-{}", worker.workload.to_string().replace('/', "-"));
-        results.push(judged(name, "marks and being stopped would be admitted", answer));
+        results.push(judged(ns, name, "marks and being stopped would be admitted", answer));
     }
     if plan.config.is_some() {
         let answer = settings::dry_run(client, ns, plan, attempt).await;
-        results.push(judged("admit-config".to_owned(), "both writes of the settings would be admitted", answer));
+        results.push(judged(ns, "admit-config".to_owned(), "both writes of the settings would be admitted", answer));
     }
     results.push(judged(
+        ns,
         "snapshot-claim".to_owned(),
         "the claim for snapshots exists",
         usable_claim(client, ns, release, plan).await,
@@ -156,13 +158,13 @@ pub async fn dry_run(
     results
 }
 
-fn judged(name: String, passed: &str, answer: Result<(), ClusterError>) -> CheckResult {
+fn judged(ns: &str, name: String, passed: &str, answer: Result<(), ClusterError>) -> CheckResult {
     match answer {
         Ok(()) => CheckResult { name, result: Verdict::Passed, message: passed.to_owned() },
         Err(error) => {
             // No answer is no refusal.
             let result = if error.is_settled_by_observing_again() { Verdict::Inconclusive } else { Verdict::Failed };
-            CheckResult { name, result, message: super::error::cut(&error.to_string(), 1024) }
+            CheckResult { name, result, message: super::error::cut(&error.in_namespace(ns).to_string(), 1024) }
         }
     }
 }

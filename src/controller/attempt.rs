@@ -91,6 +91,7 @@ async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, act
                 return Acted::Outdated;
             }
             Err(error) => {
+                let error = error.in_namespace(&subject.namespace);
                 return Acted::Refused(Refusal {
                     category: error.category(),
                     reason: error.reason().to_owned(),

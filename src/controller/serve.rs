@@ -198,7 +198,8 @@ async fn look(release: Arc<MemoriaRelease>, context: Arc<Context>) -> Result<Req
     if let Some(status) = &release.status {
         context.metrics.release(&namespace, &name, status);
     }
-    let answer = reconcile::reconcile(&context, &namespace, &name).await?;
+    let answer = reconcile::reconcile(&context, &namespace, &name).await;
+    let answer = answer.map_err(|error| error.in_namespace(&namespace))?;
     context.retries.forget(&namespace, &name);
     Ok(answer)
 }

@@ -9,7 +9,7 @@ use crate::{
     api::{
         MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade, MemoriaUpgradeStatus,
         conditions::{self, reason},
-        decision::{self, DecisionAction},
+        decision::DecisionAction,
         marks,
         release::{
             AttemptSummary, Current, CurrentImage, HoldStatus, IngestionState, IngestionStatus, PreFlightStatus,
@@ -17,6 +17,7 @@ use crate::{
         },
         upgrade::{Category, Hold, HoldOutcome, Outcome},
     },
+    commands::Command,
     upgrade::{
         hold,
         image::{ImageRef, digest_of},
@@ -134,12 +135,8 @@ fn planned(found: &PreFlightStatus) -> (Standing, &'static str, String) {
 
 /// The command that starts the pre-flight checks anew.
 fn ask_again(release: &MemoriaRelease) -> String {
-    format!(
-        "kubectl -n {} annotate mrel {} {}=\"$(date -Is)\" --overwrite",
-        release.namespace().unwrap_or_default(),
-        release.name_any(),
-        marks::REQUESTED_AT_ANNOTATION
-    )
+    let namespace = release.namespace().unwrap_or_default();
+    Command::AskAgain { release: &release.name_any() }.in_namespace(&namespace)
 }
 
 /// The status while spec.suspend keeps pre-flight from beginning.
@@ -301,7 +298,8 @@ fn unsuspend(release: &MemoriaRelease) -> String {
 /// The command that makes a decision about this attempt.
 fn decide(upgrade: &MemoriaUpgrade, action: DecisionAction) -> String {
     let namespace = upgrade.namespace().unwrap_or_default();
-    decision::command(&namespace, &upgrade.spec.release_name, &upgrade.name_any(), action)
+    let (release, attempt) = (&upgrade.spec.release_name, &upgrade.name_any());
+    Command::Decide { release, attempt, action }.in_namespace(&namespace)
 }
 
 fn awaiting(journal: &MemoriaUpgradeStatus) -> bool {
@@ -345,11 +343,8 @@ fn rolled_back(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, message: &str
         _ => String::new(),
     };
     let from = &upgrade.spec.from;
-    let next = format!(
-        "kubectl -n {} patch mrel {} --type merge -p '{{\"spec\":{{\"version\":\"{from}\"}}}}'",
-        release.namespace().unwrap_or_default(),
-        release.name_any()
-    );
+    let namespace = release.namespace().unwrap_or_default();
+    let next = Command::SetVersion { release: &release.name_any(), version: from }.in_namespace(&namespace);
     let text = format!(
         "{message}; {from} runs again, {data}{aside}. Set spec.version back to {from}, or to a mended version; to try \
          the same one again: {}",
@@ -376,10 +371,7 @@ fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
     );
     let next = match restorable(upgrade) {
         true => decide(upgrade, DecisionAction::Rollback),
-        false => {
-            let name = upgrade.name_any();
-            format!("kubectl -n {namespace} get mup {name} -o jsonpath='{{.status.failure.message}}'")
-        }
+        false => Command::ShowFailure { attempt: &upgrade.name_any() }.in_namespace(&namespace),
     };
     (format!("{message}; next: {next}, or see docs/runbooks/attempt-ended.md"), next)
 }

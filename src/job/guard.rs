@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     api::upgrade::{Category, MigrationRecord, MigrationState},
+    commands,
     snapshot::{
         Error, Result, digest, dump, freeze, manifest, markers,
         markers::Marker,
@@ -122,10 +123,7 @@ pub(super) async fn begin(
 
 /// What a person does about another attempt's unfinished step.
 fn advice(marker: &Marker) -> String {
-    format!(
-        "run UPDATE memoria_operator.attempt_step SET finished_at = now(), outcome = 'Abandoned' WHERE attempt = '{}'",
-        marker.attempt
-    )
+    format!("run {}", commands::abandon(&marker.release_uid, &marker.attempt))
 }
 
 pub(super) fn standing(

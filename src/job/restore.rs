@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     api::upgrade::Category,
+    commands,
     snapshot::{
         Error, Result,
         digest::{self, DataDigest},
@@ -378,8 +379,11 @@ fn others_unfinished(markers: &[Marker], task: &super::protocol::DatabaseTask) -
     let other = markers.iter().find(|marker| !marker.finished && !ours(marker))?;
     let message = format!(
         "{} of attempt {} began {} on this database and never finished; find out what became of it before anything is \
-         restored, then run UPDATE memoria_operator.attempt_step SET finished_at = now(), outcome = 'Abandoned' WHERE attempt = '{}'",
-        other.step, other.attempt, other.started_at, other.attempt
+         restored, then run {}",
+        other.step,
+        other.attempt,
+        other.started_at,
+        commands::abandon(&other.release_uid, &other.attempt)
     );
     Some(report::refused(Category::Conflict, "UnfinishedAttempt", message))
 }

@@ -15,6 +15,7 @@ use crate::{
             Category, DecisionRecord, Failure, Outcome, PhaseRecord, PhaseState, RollbackRecord, SnapshotRecord,
         },
     },
+    commands::Command,
     job::protocol::Facts,
 };
 
@@ -560,7 +561,7 @@ fn cause(journal: &MemoriaUpgradeStatus) -> String {
 
 /// The command that ends `spec.suspend`.
 pub(crate) fn unsuspend(namespace: &str, release: &str) -> String {
-    format!("kubectl -n {namespace} patch mrel {release} --type merge -p '{{\"spec\":{{\"suspend\":false}}}}'")
+    Command::Unsuspend { release }.in_namespace(namespace)
 }
 
 /// At most [`MAX_MESSAGE`] bytes, cut between characters.

@@ -49,7 +49,10 @@ fn a_check_without_a_verdict_holds_says_why_and_asks_again_until_there_is_one() 
         let mut world = held(step);
         let hold = world.journal.hold.clone().unwrap();
         assert_eq!((hold.phase.as_str(), hold.reason.as_str()), (phase, "CheckInconclusive"));
-        assert_eq!(hold.next_command, format!("kubectl -n ns logs job/memoria-1-{step} --all-containers"));
+        let next = format!(
+            "kubectl -n ns logs job/memoria-1-{step} --all-containers || kubectl -n ns describe job/memoria-1-{step}"
+        );
+        assert_eq!(hold.next_command, next);
         assert_eq!(hold.deadline.is_some(), step == "candidate", "only stopped writers have a deadline");
         let jobs = |world: &World| world.acts.iter().filter(|act| **act == format!("job {step}")).count();
         pass(&mut world, 25);

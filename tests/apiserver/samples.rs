@@ -34,6 +34,9 @@ async fn samples_are_accepted_strictly_and_read_back_as_they_were_written() {
     assert_eq!(stored.spec, written.spec);
     let decisions: Api<MemoriaDecision> = Api::namespaced(server.client(), "samples");
     assert_eq!(decisions.get("memoria-1-abort").await.unwrap().spec.attempt, "memoria-1");
+    // By their short names, as people type them.
+    let shown = server.shell("kubectl -n samples get mrel,mdec -o name");
+    assert!(text(&shown.stdout).contains("/memoria-eu") && text(&shown.stdout).contains("/memoria-1-abort"));
 }
 
 #[tokio::test]

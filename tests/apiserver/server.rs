@@ -20,6 +20,8 @@ use serde_json::json;
 
 /// Directory with the programs; `cargo xtask test` sets it.
 const BIN_ENV: &str = "MEMORIA_TEST_KUBE_BIN";
+/// What a person's kubectl reads, in the server's directory.
+const KUBECONFIG: &str = "kubeconfig.json";
 /// Both programs together are ready within a few seconds; a busy machine takes longer.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
@@ -53,6 +55,14 @@ impl Server {
         fs::create_dir_all(&dir).unwrap();
         let [etcd_client, etcd_peer, secure] = free_ports();
         let token = random_hex();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://127.0.0.1:{secure}"), "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        fs::write(dir.join(KUBECONFIG), config.to_string()).unwrap();
         fs::write(dir.join("tokens.csv"), format!("{token},admin,admin,system:masters\n")).unwrap();
         let [private, public] = new_key();
         fs::write(dir.join("signing.pem"), private).unwrap();
@@ -158,6 +168,14 @@ impl Server {
         let output = self.kubectl(args);
         assert!(output.status.success(), "kubectl {args:?}: {}", text(&output.stderr));
         text(&output.stdout)
+    }
+
+    /// Types a command as a person does, in `sh`, with kubectl in the path and set to this server.
+    pub fn shell(&self, command: &str) -> Output {
+        let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap_or_default());
+        let mut sh = Command::new("sh");
+        sh.args(["-c", command]).env("KUBECONFIG", self.dir.join(KUBECONFIG)).env("HOME", &self.dir).env("PATH", path);
+        sh.stdin(Stdio::null()).output().unwrap()
     }
 
     /// Never asks a cluster: `helm template` and `helm lint` need none.

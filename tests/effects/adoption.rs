@@ -71,7 +71,7 @@ async fn what_is_missing_or_unfit_is_a_failed_check_that_names_it_and_the_way_ou
     world.api::<ConfigMap>().delete("flags", &DeleteParams::default()).await.unwrap();
     world.release.spec.ingestion.workers[0].name = "nobody".to_owned();
     let found = adopted(&world).await;
-    assert!(message(&found, "target-server").contains("kubectl rollout resume deployment/memoria"));
+    assert!(message(&found, "target-server").contains("rollout resume deployment/memoria"));
     assert!(message(&found, "worker-statefulset-nobody").contains("statefulset/nobody does not exist"));
     assert!(message(&found, "maintenance-flag").contains("configmap/flags does not exist"));
     assert!(found.workers.is_empty() && found.flag.is_none());

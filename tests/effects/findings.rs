@@ -94,7 +94,7 @@ async fn pods_of_others_and_pods_that_end_too_slowly_are_refused_and_the_clocks_
     world.create::<Pod>(pod("stray", json!([]))).await;
     let foreign = finding(&world, "pods-deployment-memoria").await.unwrap();
     assert_eq!(foreign.result, Verdict::Failed);
-    assert!(foreign.message.contains("stray (made by hand)") && foreign.message.contains("kubectl delete pod stray"));
+    assert!(foreign.message.contains("stray (made by hand)") && foreign.message.contains("delete pod stray"));
 
     assert_eq!(finding(&world, "grace-deployment-memoria").await, None);
     patch(&world, json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 3600}}}})).await;

@@ -6,6 +6,7 @@
 mod adoption;
 mod candidates;
 mod claims;
+mod commands;
 mod data;
 mod dry_runs;
 mod events;

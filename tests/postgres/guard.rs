@@ -2,14 +2,16 @@
 
 use memoria_operator::{
     api::upgrade::{Category, MigrationState},
+    commands,
     job::protocol::{Facts, GuardOrder, JobInput, JobOrder, MigrateFacts},
+    snapshot::markers,
 };
 use memoria_runner::order::CommandResult;
 
 use crate::{
     cluster::{Cluster, MEMORIA},
     reference,
-    site::{Answer, DIRECTORY, Running, Site, command, snapshot_order, task},
+    site::{Answer, DIRECTORY, RELEASE, Running, Site, command, snapshot_order, task},
 };
 
 /// What the new version's schema has more.
@@ -167,6 +169,35 @@ async fn what_another_pod_began_is_never_run_again() {
     running.kill();
     ready.refusal().await.is(false, "MigrateOutcomeUnknown", Some(Category::Environment));
     assert_eq!(ready.marker().await, (false, None));
+}
+
+#[tokio::test]
+async fn the_statement_in_its_refusal_closes_the_other_attempt_and_nothing_that_ended() {
+    let ready = Ready::new().await;
+    let mut session = ready.cluster.pinned().await;
+    markers::ensure(&mut session).await.unwrap();
+    markers::begin(&mut session, RELEASE, "prod-0", "migrate", "token").await.unwrap();
+    markers::begin(&mut session, RELEASE, "prod-0", "restore", "token").await.unwrap();
+    drop(session);
+    ready
+        .cluster
+        .app("UPDATE memoria_operator.attempt_step SET finished_at = now(), outcome = 'Done' WHERE step = 'restore'")
+        .await;
+    let answer = ready.refusal().await;
+    answer.is(false, "UnfinishedAttempt", Some(Category::Conflict));
+    let statement = commands::abandon(RELEASE, "prod-0");
+    assert!(answer.report.message.contains(&statement), "{}", answer.report.message);
+    // As a person runs it, with the application's rights.
+    ready.cluster.app(&statement).await;
+    ready.migrate(MIGRATION, vec![command("all", Some(0), false, "")]).await.is(true, "Done", None);
+    let ends: Vec<(String, Option<String>)> = sqlx::query_as(
+        "SELECT step, outcome FROM memoria_operator.attempt_step WHERE attempt = 'prod-0' ORDER BY step",
+    )
+    .fetch_all(&mut ready.cluster.admin().await)
+    .await
+    .unwrap();
+    let ends: Vec<_> = ends.iter().map(|(step, outcome)| (step.as_str(), outcome.as_deref())).collect();
+    assert_eq!(ends, [("migrate", Some("Abandoned")), ("restore", Some("Done"))]);
 }
 
 #[tokio::test]

@@ -74,6 +74,22 @@ async fn every_obstacle_is_found_with_object_and_fix() {
         assert_eq!(finding.result, Verdict::Failed);
         assert!(finding.message.contains(object) && finding.message.contains(fix), "{}", finding.message);
     }
+    // Each statement, with the object in it, mends what it was printed for.
+    for (statement, object) in [
+        ("ROLLBACK PREPARED", "'hidden'"),
+        ("ALTER TABLE … OWNER TO \"app\"", "public.audits"),
+        ("ALTER VIEW … OWNER TO \"app\"", "public.reports"),
+        ("GRANT CREATE ON DATABASE \"memoria\" TO \"app\"", ""),
+        ("ALTER TABLE … NO FORCE ROW LEVEL SECURITY", "public.teams"),
+    ] {
+        assert!(found.findings.iter().any(|finding| finding.message.contains(statement)), "{statement}");
+        let whole = statement.replace('…', object);
+        let whole = if whole == statement { format!("{statement} {object}") } else { whole };
+        run(&mut admin, &whole).await;
+    }
+    let left = facts(&site.run(&order(&cluster).await, &cluster).await).findings;
+    let left: Vec<_> = left.iter().map(|finding| finding.name.as_str()).collect();
+    assert_eq!(left, ["LargeObjects", "ForeignTables", "Subscriptions"]);
 }
 
 #[tokio::test]

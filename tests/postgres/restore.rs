@@ -405,5 +405,10 @@ async fn an_unfinished_migration_is_closed_by_the_restore() {
     assert_eq!(ready.markers().await, RESTORED.map(marker));
     // One of another attempt refuses.
     ready.cluster.app("UPDATE memoria_operator.attempt_step SET attempt = 'prod-0', finished_at = NULL; DELETE FROM teams WHERE team_id = 't4'").await;
-    ready.restore().await.is(false, "UnfinishedAttempt", Some(Category::Conflict));
+    let answer = ready.restore().await;
+    answer.is(false, "UnfinishedAttempt", Some(Category::Conflict));
+    let statement = memoria_operator::commands::abandon(crate::site::RELEASE, "prod-0");
+    assert!(answer.report.message.contains(&statement), "{}", answer.report.message);
+    ready.cluster.app(&statement).await;
+    ready.restore().await.is(true, "Done", None);
 }

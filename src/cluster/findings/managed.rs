@@ -11,6 +11,7 @@ use crate::{
         adopt::{AdoptedWorkload, Tool},
         managers::{flux_leaves_alone, flux_source},
     },
+    commands::Command,
 };
 
 /// One result for each workload that somebody else manages, and one for all others.
@@ -143,11 +144,9 @@ fn group(workload: &AdoptedWorkload) -> String {
 }
 
 fn attest(ns: &str, workload: &AdoptedWorkload, fields: &Fields) -> String {
-    format!(
-        "Then say so on the object, in Git, or: kubectl -n {ns} annotate {} {GITOPS_IGNORES_ANNOTATION}={}",
-        workload.workload,
-        fields.names().join(",")
-    )
+    let (workload, fields) = (workload.workload.to_string(), fields.names().join(","));
+    let say = Command::IgnoredByGitOps { workload: &workload, fields: &fields }.in_namespace(ns);
+    format!("Then say so on the object, in Git, or: {say}")
 }
 
 fn argo(ns: &str, workload: &AdoptedWorkload, container: Option<&str>, fields: &Fields) -> String {

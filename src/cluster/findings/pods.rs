@@ -7,6 +7,7 @@ use super::failed;
 use crate::{
     api::release::{CheckResult, Timeouts, WorkerKind},
     cluster::{adopt::AdoptedWorkload, pods::has_ended},
+    commands::Command,
 };
 
 /// Kubernetes' own default.
@@ -22,14 +23,15 @@ pub(super) fn foreign(workload: &AdoptedWorkload, pods: &[Pod]) -> Option<CheckR
         .map(|pod| format!("{} ({})", pod.name_any(), maker(pod)))
         .take(3)
         .collect();
-    let first = strangers.first()?.split(' ').next().unwrap_or_default().to_owned();
+    let first = strangers.first()?.split(' ').next().unwrap_or_default();
+    let namespace = workload.meta.namespace.as_deref().unwrap_or_default();
+    let delete = Command::DeletePod { pod: first }.in_namespace(namespace);
     Some(failed(
         &name,
         format!(
             "the selector of {reference} also finds pods that it did not make: {}; they would not end with it. Give them \
-             other labels, or delete them: kubectl delete pod {}",
-            strangers.join(", "),
-            first
+             other labels, or delete them: {delete}",
+            strangers.join(", ")
         ),
     ))
 }

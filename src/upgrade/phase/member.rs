@@ -10,6 +10,7 @@ use crate::{
         release::{WorkerKind, WorkerRef},
         upgrade::{Category, PlannedTarget, PlannedWorker},
     },
+    commands::Command,
     upgrade::{
         Action, Precondition, Prior,
         seen::{Blame, PodSeen, Switch, Terminating, Trouble, Workload},
@@ -101,14 +102,15 @@ impl Member<'_> {
             return few(hanging, "; ");
         }
         let ending: Vec<_> = self.seen.pods.iter().map(|pod| self.ending(pod)).collect();
-        let jobs: Vec<_> = self.seen.unfinished.iter().map(|job| format!("job {job}")).collect();
+        let unfinished = &self.seen.unfinished;
+        let jobs: Vec<_> = unfinished.iter().map(|job| format!("job {job}")).collect();
+        let named = Command::ShowJobs { jobs: unfinished.get(..NAMED).unwrap_or(unfinished) };
         match (jobs.is_empty(), ending.is_empty()) {
             (false, _) => format!(
-                "{} of {} still run and are waited for (see: kubectl -n {} get {})",
+                "{} of {} still run and are waited for (see: {})",
                 few(jobs, ", "),
                 self.reference,
-                self.namespace,
-                self.seen.unfinished.iter().take(NAMED).map(|job| format!("job/{job}")).collect::<Vec<_>>().join(" ")
+                named.in_namespace(self.namespace)
             ),
             (true, false) => format!("the pods of {} end: {}", self.reference, few(ending, ", ")),
             (true, true) => match self.reference.kind {
@@ -129,18 +131,17 @@ impl Member<'_> {
     /// does not answer may still run and write.
     fn hanging(&self, pod: &PodSeen) -> Option<String> {
         let Terminating { since, due } = pod.terminating.as_ref().filter(|ending| ending.due <= self.now)?;
-        let node = pod.node.as_deref().unwrap_or("(none)");
+        let node = pod.node.as_deref()?;
+        let look = Command::ShowNode { node };
+        let end = Command::ForceDeletePod { pod: &pod.name }.in_namespace(self.namespace);
         let why = pod.trouble.as_ref().map(|t| format!(" ({}: {})", t.reason, t.message)).unwrap_or_default();
         Some(format!(
             "pod {} of {} on node {node} hangs: it is being deleted since {}, its grace period ended at {}, and the node \
-             has not confirmed its end{why}; look at the node: kubectl get node {node}; only if that machine is off for \
-             good: kubectl -n {} delete pod {} --grace-period=0 --force",
+             has not confirmed its end{why}; look at the node: {look}; only if that machine is off for good: {end}",
             pod.name,
             self.reference,
             clock(*since),
-            clock(*due),
-            self.namespace,
-            pod.name
+            clock(*due)
         ))
     }
 }

@@ -33,6 +33,7 @@ use crate::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
         upgrade::{Category, PhaseRecord},
     },
+    commands::Command,
     job::protocol::{Facts, JobInput, JobReport},
 };
 
@@ -196,7 +197,11 @@ impl<'a> Context<'a> {
                 phase: self.record.name.clone(),
                 reason: reason.to_owned(),
                 message,
-                next_command: self.logs(&name),
+                // A container that never began has no output.
+                next_command: match reason {
+                    "JobCannotRun" => Command::ShowPods { attempt: self.attempt, step }.in_namespace(self.namespace),
+                    _ => self.logs(&name),
+                },
             };
             Err(Step::Hold { why, retry: vec![Action::DeleteJob { step: step.to_owned(), uid }] })
         };
@@ -228,7 +233,7 @@ impl<'a> Context<'a> {
 
     /// The command that shows a Job's output.
     pub fn logs(&self, job: &str) -> String {
-        format!("kubectl -n {} logs job/{job} --all-containers", self.namespace)
+        Command::ShowOutput { job }.in_namespace(self.namespace)
     }
 }
 

@@ -5,9 +5,12 @@ use super::{
     Context, Phase, Step,
     config_refresh::{self, MAX_WRITES, WRITE, place, set},
 };
-use crate::api::{
-    MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-    settings::{ConfigRecord, ConfigState, PlannedConfig},
+use crate::{
+    api::{
+        MemoriaUpgradeSpec, MemoriaUpgradeStatus,
+        settings::{ConfigRecord, ConfigState, PlannedConfig},
+    },
+    commands::Command,
 };
 
 pub const PHASE: Phase =
@@ -63,12 +66,8 @@ fn step(cx: &Context<'_>) -> Step {
 
 /// Going back with somebody else's settings is better than not going back.
 fn leave(cx: &Context<'_>, config: &PlannedConfig, why: &str) -> Step {
-    let value = format!(
-        "{} {why}; it is left as it is. What was there before: kubectl -n {} get configmap {} -o jsonpath='{{.data.prior}}'",
-        place(config),
-        cx.namespace,
-        config.kept_in
-    );
+    let show = Command::ShowPriorSettings { config_map: &config.kept_in }.in_namespace(cx.namespace);
+    let value = format!("{} {why}; it is left as it is. What was there before: {show}", place(config));
     Step::Remember { key: LEFT.to_owned(), value: crate::upgrade::cut(value) }
 }
 

@@ -136,11 +136,11 @@ fn candidate(cx: &Context<'_>, target: &PlannedTarget) -> Result<(), Step> {
                 return Err(Step::fail(
                     Category::Candidate,
                     "CandidateCrashed",
+                    // The candidate goes with what comes next, and its output with it.
                     format!(
-                        "{what} ended {} times{why}; see: kubectl -n {} logs {} --previous",
-                        pod.restarts.max(1),
-                        cx.namespace,
-                        pod.name
+                        "{what} ended {} times{why}; what it printed is where the cluster keeps the output of pods that \
+                         are gone",
+                        pod.restarts.max(1)
                     ),
                 ));
             }

@@ -7,6 +7,7 @@ use super::{Question, target::Wanted};
 use crate::{
     api::{MemoriaReleaseSpec, upgrade::Engine},
     cluster::adopt::{Behind, DataClaim, Mounted, ServerData, Stranger},
+    commands::Command,
     job::{
         manifest::{DataMount, PodShape, UrlSeen, both, excludes_all, in_words, node_named},
         protocol::InspectFacts,
@@ -55,7 +56,7 @@ pub(super) fn before(question: &Question<'_>, server: &Wanted<'_>, shape: &PodSh
     {
         return Err(not_mounted(claim, server, data));
     }
-    let many = too_many(server);
+    let many = too_many(question, server);
     if let UrlSeen::Sqlite(path) = &shape.url {
         if let Some(why) = many {
             return Err(why);
@@ -107,7 +108,7 @@ pub(super) fn after(
     let (Some(volume), Some(path)) = (&facts.data_volume, &facts.path) else {
         return Err("the inspection did not say on which volume the SQLite file lies; see its output".to_owned());
     };
-    if let Some(why) = too_many(server) {
+    if let Some(why) = too_many(question, server) {
         return Err(why);
     }
     let claims = data.mounts.iter().filter_map(|mount| match &mount.what {
@@ -165,13 +166,12 @@ fn not_mounted(claim: &str, server: &Wanted<'_>, data: &ServerData) -> String {
 }
 
 /// SQLite has one writer's host; several pods would only seem to share the file.
-fn too_many(server: &Wanted<'_>) -> Option<String> {
-    let (workload, replicas) = (&server.found.workload.workload, server.found.workload.seen.replicas);
+fn too_many(question: &Question<'_>, server: &Wanted<'_>) -> Option<String> {
+    let (workload, replicas) = (server.found.workload.workload.to_string(), server.found.workload.seen.replicas);
+    let namespace = question.release.metadata.namespace.as_deref().unwrap_or_default();
     (replicas > 1).then(|| {
-        format!(
-            "{workload} has {replicas} replicas, but an SQLite file belongs to one pod; run kubectl scale {workload} \
-             --replicas=1"
-        )
+        let run = Command::OneReplica { workload: &workload }.in_namespace(namespace);
+        format!("{workload} has {replicas} replicas, but an SQLite file belongs to one pod; run {run}")
     })
 }
 

@@ -32,6 +32,7 @@ use crate::{
         upgrade::{Engine, Estimates},
     },
     cluster::adopt::{Adopted, Claim},
+    commands::Command,
     job::manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
 };
 
@@ -184,13 +185,12 @@ fn lost_journal(question: &Question<'_>) -> Option<String> {
     let targets = question.adopted.targets.iter().map(|target| &target.workload);
     targets.chain(&question.adopted.workers).find_map(|found| {
         let mark = found.seen.attempt.as_ref().filter(|mark| !question.known_attempts.contains(mark))?;
+        let workload = found.workload.to_string();
+        let namespace = question.release.namespace().unwrap_or_default();
+        let forget = Command::ForgetAttempt { workload: &workload }.in_namespace(&namespace);
         Some(format!(
-            "{} bears the mark of attempt {mark}, whose MemoriaUpgrade is gone: whether its data is whole is unknown. \
-             Bring the MemoriaUpgrade back, or check the data, then: kubectl -n {} annotate {} {}-",
-            found.workload,
-            question.release.namespace().unwrap_or_default(),
-            found.workload,
-            marks::ATTEMPT_ANNOTATION
+            "{workload} bears the mark of attempt {mark}, whose MemoriaUpgrade is gone: whether its data is whole is \
+             unknown. Bring the MemoriaUpgrade back, or check the data, then: {forget}"
         ))
     })
 }
@@ -204,16 +204,13 @@ fn unmanaged_change(question: &Question<'_>, current: &Current) -> Option<String
     current.images.iter().find_map(|now| {
         let before = recorded.images.iter().find(|before| before.target == now.target)?;
         (before.image != now.image).then(|| {
+            let name = question.release.name_any();
+            let namespace = question.release.namespace().unwrap_or_default();
+            let accept = Command::AskAgain { release: &name }.in_namespace(&namespace);
             format!(
                 "target {} runs {} but {} was recorded, and no attempt moved it: a snapshot taken now would not be of \
-                 the data before the change. Put the recorded image back, or accept what runs: kubectl -n {} annotate \
-                 mrel {} {}=\"$(date -Is)\" --overwrite",
-                now.target,
-                now.image,
-                before.image,
-                question.release.namespace().unwrap_or_default(),
-                question.release.name_any(),
-                marks::REQUESTED_AT_ANNOTATION
+                 the data before the change. Put the recorded image back, or accept what runs: {accept}",
+                now.target, now.image, before.image
             )
         })
     })

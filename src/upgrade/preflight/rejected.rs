@@ -7,7 +7,8 @@ use kube::ResourceExt as _;
 
 use super::{Question, judge, target::Wanted};
 use crate::{
-    api::{decision, decision::DecisionAction, marks, release::CheckResult},
+    api::{decision::DecisionAction, release::CheckResult},
+    commands::Command,
     upgrade::image::digest_of,
 };
 
@@ -28,17 +29,16 @@ pub(super) fn check(
         return None;
     }
     let namespace = release.namespace().unwrap_or_default();
-    let acknowledge =
-        decision::command(&namespace, &release.name_any(), &rejected.attempt, DecisionAction::AcknowledgeRejection);
+    let name = release.name_any();
+    let action = DecisionAction::AcknowledgeRejection;
+    let acknowledge = Command::Decide { release: &name, attempt: &rejected.attempt, action }.in_namespace(&namespace);
+    let again = Command::AskAgain { release: &name }.in_namespace(&namespace);
     Some(judge::failed(
         NAME,
         format!(
             "these very images were taken back by attempt {} for their own fault ({}). Set another version; or, to try \
-             them again: {acknowledge} && kubectl -n {namespace} annotate mrel {} {}=\"$(date -Is)\" --overwrite",
-            rejected.attempt,
-            rejected.reason,
-            release.name_any(),
-            marks::REQUESTED_AT_ANNOTATION
+             them again: {acknowledge} && {again}",
+            rejected.attempt, rejected.reason
         ),
     ))
 }

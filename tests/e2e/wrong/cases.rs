@@ -219,7 +219,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "paused-deployment",
         how: INVALID,
-        words: &["deployment/paused-deployment is paused", "kubectl rollout resume deployment/paused-deployment"],
+        words: &["deployment/paused-deployment is paused", "rollout resume deployment/paused-deployment"],
         objects: |o| o[0]["spec"]["paused"] = json!(true),
         release: nothing,
     },
@@ -317,7 +317,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "stray-pod",
         how: FAILED,
-        words: &["the selector of deployment/stray-pod also finds", "stray (made by hand)", "kubectl delete pod stray"],
+        words: &["the selector of deployment/stray-pod also finds", "stray (made by hand)", "delete pod stray"],
         objects: |o| {
             let mut spec = pod(json!([]));
             spec["nodeSelector"] = json!({"memoria-operator-test/nowhere": "true"});
