@@ -33,6 +33,8 @@ pub const REQUESTED_AT_ANNOTATION: &str = "memoria.arca.run/requested-at";
 /// On a target or worker, set by a person: what of it its GitOps source ignores, of `image`, `replicas`, `suspend` and
 /// `paused-replicas`, separated by commas.
 pub const GITOPS_IGNORES_ANNOTATION: &str = "memoria.arca.run/gitops-ignores";
+/// On a CronJob, set by whoever may write it: `true` lets the checks of a release run its template.
+pub const CHECK_TEMPLATE_ANNOTATION: &str = "memoria.arca.run/check-template";
 /// Scheduling gate of a candidate pod: no node takes it before the leader that sees it there lifts the gate.
 pub const CANDIDATE_GATE: &str = "memoria.arca.run/candidate";
 /// Held on a release while an attempt is open.

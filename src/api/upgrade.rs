@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     decision::DecisionAction,
-    release::{CheckResult, MaintenanceFlag, Role, Timeouts, WorkerRef, WorkloadRef},
+    release::{CheckResult, MaintenanceFlag, Role, Stage, Timeouts, WorkerRef, WorkloadRef},
     schema,
     settings::{ConfigRecord, PlannedConfig},
 };
@@ -242,11 +242,24 @@ pub struct PlannedStorage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedJob {
-    /// The step, e.g. `fence`, `snapshot`, `migrate`, `baseline`, `gate`, `verify`, `restore`.
+    /// The step, e.g. `fence`, `snapshot`, `migrate`, `baseline`, `gate`, `verify`, `restore`, `check-<name>`.
     pub step: String,
+    /// Of a check that runs a CronJob's template: its own end is the verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<PlannedCheck>,
     /// The whole `batch/v1` Job.
     #[schemars(schema_with = "schema::anything")]
     pub manifest: serde_json::Value,
+}
+
+/// When a planned Job is a check, and how much it weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedCheck {
+    /// The stage that it belongs to.
+    pub stage: Stage,
+    /// Whether the upgrade fails, or holds, with it.
+    pub required: bool,
 }
 
 /// How an attempt ended.

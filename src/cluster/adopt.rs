@@ -1,10 +1,13 @@
 //! What PreFlight must know of the workloads that a release names: found by live reads, nothing written. What is
 //! missing or unfit is a check's result, not an error.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use futures::future::try_join_all;
 use k8s_openapi::{
     api::{
         autoscaling::v2::HorizontalPodAutoscaler,
+        batch::v1::{CronJob, JobTemplateSpec},
         core::v1::{ConfigMap, Container, PersistentVolumeClaim, PodTemplateSpec, Service},
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
@@ -28,7 +31,7 @@ use super::{
 use crate::{
     api::{
         MemoriaRelease,
-        marks::{KEDA_PAUSED, RELEASE_LABEL},
+        marks::{CHECK_TEMPLATE_ANNOTATION, KEDA_PAUSED, RELEASE_LABEL},
         release::{CheckResult, Mode, Role, Target, Verdict, WorkerKind, WorkerRef, WorkloadRef},
     },
     commands::Command,
@@ -57,8 +60,18 @@ pub struct Adopted {
     pub storage: Option<StorageFound>,
     /// What surrounds them, looked at only while an upgrade is wanted.
     pub findings: Vec<CheckResult>,
+    /// By name, the CronJobs whose templates the checks run; only while an upgrade is wanted, and only those that exist.
+    pub check_templates: BTreeMap<String, CheckTemplate>,
     /// One for each target (`target-<name>`), worker (`worker-<kind>-<name>`) and the flag (`maintenance-flag`).
     pub checks: Vec<CheckResult>,
+}
+
+/// A CronJob, as far as a check runs it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CheckTemplate {
+    /// Its author lets releases run it.
+    pub allowed: bool,
+    pub template: JobTemplateSpec,
 }
 
 #[derive(Clone, Debug)]
@@ -180,8 +193,27 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
     }
     if is_upgrade_wanted(release, &adopted) {
         adopted.findings = findings::of(client, ns, release, &adopted).await?;
+        adopted.check_templates = check_templates(client, ns, release).await?;
     }
     Ok(adopted)
+}
+
+async fn check_templates(
+    client: &Client,
+    ns: &str,
+    release: &MemoriaRelease,
+) -> Result<BTreeMap<String, CheckTemplate>, ClusterError> {
+    let api: Api<CronJob> = Api::namespaced(client.clone(), ns);
+    let named = release.spec.checks.iter().filter_map(|check| check.job.as_ref()).map(|job| &job.template_ref.name);
+    let named: BTreeSet<&String> = named.collect();
+    let read = try_join_all(named.into_iter().map(async |name| {
+        let found = bounded("read", format!("cronjob/{name}"), api.get_opt(name)).await?;
+        Ok::<_, ClusterError>(found.map(|cron| {
+            let allowed = cron.annotations().get(CHECK_TEMPLATE_ANNOTATION).is_some_and(|value| value == "true");
+            (name.clone(), CheckTemplate { allowed, template: cron.spec.job_template })
+        }))
+    }));
+    Ok(read.await?.into_iter().flatten().collect())
 }
 
 /// Whether the Server's tag is another than the version that is asked for.

@@ -133,6 +133,21 @@ pub fn labels_of(manifest: &Value) -> BTreeMap<String, String> {
     labels.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
 }
 
+/// Whether a workload's selector finds a pod with these labels; an empty one finds all.
+pub fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let equal = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    equal
+        && selector.match_expressions.iter().flatten().all(|e| {
+            let among = labels.get(&e.key).is_some_and(|value| e.values.iter().flatten().any(|v| v == value));
+            match e.operator.as_str() {
+                "In" => among,
+                "NotIn" => !among,
+                "DoesNotExist" => !labels.contains_key(&e.key),
+                _ => labels.contains_key(&e.key),
+            }
+        })
+}
+
 /// Names of the Services that would select a pod with these labels.
 pub fn selecting(labels: &BTreeMap<String, String>, services: impl Iterator<Item = ServiceSelector>) -> Vec<String> {
     services

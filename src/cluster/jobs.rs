@@ -1,10 +1,22 @@
 //! What a Job and its pod say, in the machine's words. Pure.
 
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::{
+    batch::v1::{Job, JobCondition},
+    core::v1::Pod,
+};
 
 use super::{error::cut, pods};
 use crate::{
-    job::{manifest::MAIN, protocol::JobReport},
+    api::{
+        release::{CheckResult, Verdict},
+        upgrade::Category,
+    },
+    job::{
+        manifest::MAIN,
+        protocol::{CheckFacts, Facts, JobReport},
+    },
     upgrade::seen::{JobSeen, JobState, Trouble},
 };
 
@@ -19,6 +31,60 @@ pub(crate) fn seen(job: &Job, pods: &[Pod]) -> JobSeen {
         image_id: own.iter().rev().find_map(|pod| pods::image_id_of(pod, MAIN)),
         ttl_armed: job.spec.as_ref().is_some_and(|s| s.ttl_seconds_after_finished.is_some()),
     }
+}
+
+/// The Job of a check that runs a CronJob's template: how it ended is the verdict, and what it prints is its own affair.
+pub(crate) fn checked(check: &str, job: &Job, pods: &[Pod]) -> JobSeen {
+    let mut seen = seen(job, pods);
+    if let JobState::Finished { succeeded, report, detail } = &mut seen.state {
+        let found = match *succeeded {
+            true => (Verdict::Passed, "exit code 0".to_owned()),
+            false => ending(job, pods, detail),
+        };
+        *report = Some(verdict(check, job, found));
+    }
+    seen
+}
+
+/// Failed where a container ended by itself with another exit code than 0 in the last pod that failed; Inconclusive where
+/// time ran out or the pod was taken away.
+fn ending(job: &Job, pods: &[Pod], detail: &str) -> (Verdict, String) {
+    let out_of_time = condition(job, "Failed").is_some_and(|c| c.reason.as_deref() == Some("DeadlineExceeded"));
+    let failed = pods.iter().filter(|pod| belongs(pod, job) && pods::has_failed(pod));
+    let last = failed.max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    match last.and_then(pods::own_failure) {
+        Some(how) if !out_of_time => (Verdict::Failed, how),
+        _ => (Verdict::Inconclusive, detail.to_owned()),
+    }
+}
+
+/// What the Job would report if it were one of ours.
+fn verdict(check: &str, job: &Job, (result, how): (Verdict, String)) -> JobReport {
+    let end = condition(job, "Complete").or_else(|| condition(job, "Failed"));
+    let at = end.and_then(|c| c.last_transition_time.as_ref());
+    let at = at.map(|at| format!(" at {}", at.0.strftime("%Y-%m-%dT%H:%M:%SZ"))).unwrap_or_default();
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    let message = cut(&format!("{how}; job {name}{at}"), 900);
+    let (reason, category, said) = match result {
+        Verdict::Passed => ("Done", None, format!("check {check} passed: {message}")),
+        Verdict::Failed => ("CheckFailed", Some(Category::Candidate), format!("check {check} failed: {message}")),
+        Verdict::Inconclusive => {
+            ("CheckInconclusive", Some(Category::Environment), format!("check {check} gave no verdict: {message}"))
+        }
+    };
+    let checks = vec![CheckResult { name: check.to_owned(), result, message }];
+    JobReport {
+        v: 1,
+        ok: category.is_none(),
+        reason: reason.to_owned(),
+        message: said,
+        category,
+        facts: Some(Facts::Check(CheckFacts { checks, baselines: BTreeMap::new() })),
+    }
+}
+
+fn condition<'a>(job: &'a Job, type_: &str) -> Option<&'a JobCondition> {
+    job.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == "True")
 }
 
 /// A Job that only has our name.
@@ -37,8 +103,7 @@ pub(crate) fn belongs(pod: &Pod, job: &Job) -> bool {
 }
 
 fn state(job: &Job, own: &[&Pod]) -> JobState {
-    let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let is = |type_: &str| conditions.iter().find(|c| c.type_ == type_ && c.status == "True");
+    let is = |type_: &str| condition(job, type_);
     // A pod that outlives its Job's end may still hold the database.
     let lingering = own.iter().find(|pod| !pods::has_ended(pod));
     let end = is("Complete").or_else(|| is("Failed"));
@@ -104,8 +169,8 @@ mod tests {
     use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
     use serde_json::{Value, json};
 
-    use super::seen;
-    use crate::upgrade::seen::JobState;
+    use super::{checked, seen};
+    use crate::{api::release::Verdict, job::protocol::Facts, upgrade::seen::JobState};
 
     fn job(conditions: Value) -> Job {
         serde_json::from_value(json!({"metadata": {"name": "j", "uid": "j1"}, "status": {"conditions": conditions}}))
@@ -194,5 +259,61 @@ mod tests {
         assert_eq!((t.reason.as_str(), t.message.as_str()), ("FailureTarget", "DeadlineExceeded: too long"));
         let failed = job(json!([{"type": "Failed", "status": "True"}]));
         assert!(matches!(seen(&failed, &running).state, JobState::Running { trouble: Some(_) }));
+    }
+
+    /// The verdict on a check whose Job ended like this, and its message.
+    fn judged(conditions: Value, pods: &[Pod]) -> (Verdict, String) {
+        let s = checked("smoke", &job(conditions), pods);
+        let JobState::Finished { report: Some(report), .. } = s.state else { panic!("{:?}", s.state) };
+        let Some(Facts::Check(facts)) = report.facts else { panic!("no facts") };
+        assert_eq!((facts.checks.len(), facts.checks[0].name.as_str()), (1, "smoke"));
+        assert_eq!(report.ok, facts.checks[0].result == Verdict::Passed);
+        (facts.checks[0].result, facts.checks[0].message.clone())
+    }
+
+    fn failed_by(reason: &str) -> Value {
+        json!([{"type": "Failed", "status": "True", "reason": reason, "lastTransitionTime": "2026-01-01T00:01:00Z"}])
+    }
+
+    #[test]
+    fn the_end_of_a_checks_job_is_its_verdict_whatever_its_container_prints() {
+        let at = "2026-01-01T00:00:00Z";
+        let (result, message) =
+            judged(json!([{"type": "Complete", "status": "True"}]), &[pod("j1", at, ended(0, "Completed", "hello"))]);
+        assert_eq!((result, message.as_str()), (Verdict::Passed, "exit code 0; job j"));
+        // A report of ours that a stranger's container wrote is no report.
+        let (result, message) = judged(failed_by("BackoffLimitExceeded"), &[pod("j1", at, ended(3, "Error", REPORT))]);
+        assert_eq!(result, Verdict::Failed);
+        assert_eq!(message, "container main: exit code 3; job j at 2026-01-01T00:01:00Z");
+    }
+
+    #[test]
+    fn a_check_that_was_cut_short_proves_nothing() {
+        let at = "2026-01-01T00:00:00Z";
+        let by_backoff = || failed_by("BackoffLimitExceeded");
+        let mut evicted = ended(137, "Error", "");
+        evicted["reason"] = json!("Evicted");
+        let mut drained = ended(143, "Error", "");
+        drained["conditions"] =
+            json!([{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]);
+        let mut deleted = pod("j1", at, ended(143, "Error", ""));
+        deleted.metadata.deletion_timestamp = serde_json::from_value(json!(at)).unwrap();
+        let mut late = ended(137, "Error", "");
+        late["reason"] = json!("DeadlineExceeded");
+        for (conditions, pods, word) in [
+            (by_backoff(), vec![pod("j1", at, late)], "DeadlineExceeded"),
+            (failed_by("DeadlineExceeded"), vec![pod("j1", at, ended(1, "Error", ""))], "DeadlineExceeded"),
+            (by_backoff(), vec![], "its pod is gone"),
+            (by_backoff(), vec![pod("j1", at, evicted)], "Evicted"),
+            (by_backoff(), vec![pod("j1", at, drained)], "DisruptionTarget"),
+            (by_backoff(), vec![deleted], "exit code 143"),
+            (by_backoff(), vec![pod("j1", at, ended(137, "OOMKilled", ""))], "OOMKilled"),
+            (by_backoff(), vec![pod("j1", at, ended(128, "StartError", ""))], "StartError"),
+            (by_backoff(), vec![pod("other", at, ended(1, "Error", ""))], "its pod is gone"),
+        ] {
+            let (result, message) = judged(conditions, &pods);
+            assert_eq!(result, Verdict::Inconclusive, "{message}");
+            assert!(message.contains(word), "{message}");
+        }
     }
 }

@@ -16,10 +16,13 @@ use crate::{
         MemoriaDecision, MemoriaRelease, MemoriaUpgrade,
         decision::DecisionAction,
         marks::{ATTEMPT_LABEL, STEP_LABEL},
-        release::{MaintenanceFlag, WorkloadRef},
+        release::{MaintenanceFlag, Stage, WorkloadRef},
         upgrade::PlannedJob,
     },
-    job::protocol::{INPUT_ENV, JobInput},
+    job::{
+        manifest::check_of,
+        protocol::{CANDIDATE_ENV, INPUT_ENV, JobInput},
+    },
     upgrade::seen::{JobSeen, JobState, Observed, Orders, PodSeen, Trouble, Workload},
 };
 
@@ -67,7 +70,7 @@ pub async fn observe(
         let Some(job) = job else { continue };
         let seen = match stranger(&job, planned, recorded) {
             Some(detail) => jobs::foreign(&job, detail),
-            None => explained(client, ns, jobs::seen(&job, &own_pods), &job, &own_pods).await,
+            None => explained(client, ns, judged(&planned.step, &job, &own_pods), &job, &own_pods).await,
         };
         observed.jobs.insert(planned.step.clone(), seen);
     }
@@ -89,9 +92,20 @@ pub async fn observe_run(client: &Client, ns: &str, run: &str) -> Result<BTreeMa
     let (list, own_pods) = futures::try_join!(list, pods_of(client, ns, run))?;
     let seen = join_all(list.items.iter().filter_map(|job| {
         let step = job.labels().get(STEP_LABEL)?.clone();
-        Some(async { (step, explained(client, ns, jobs::seen(job, &own_pods), job, &own_pods).await) })
+        Some(async {
+            let seen = explained(client, ns, judged(&step, job, &own_pods), job, &own_pods).await;
+            (step, seen)
+        })
     }));
     Ok(seen.await.into_iter().collect())
+}
+
+/// A Job of ours tells what it found; that of a CronJob's template is judged by its end.
+fn judged(step: &str, job: &Job, own_pods: &[Pod]) -> JobSeen {
+    match check_of(step) {
+        Some(check) => jobs::checked(check, job, own_pods),
+        None => jobs::seen(job, own_pods),
+    }
 }
 
 async fn observe_workload(
@@ -150,7 +164,7 @@ async fn observe_planned(client: &Client, ns: &str, planned: &PlannedJob) -> Res
 
 /// Why a live Job is not the planned one. Its input is taken from the Job itself, and must be what the journal names.
 fn stranger(job: &Job, planned: &PlannedJob, recorded: Option<&str>) -> Option<String> {
-    let input = match input_of(job) {
+    let input = match input_of(job, planned) {
         Ok(input) => input,
         Err(detail) => return Some(detail),
     };
@@ -163,14 +177,23 @@ fn stranger(job: &Job, planned: &PlannedJob, recorded: Option<&str>) -> Option<S
     }
 }
 
-fn input_of(job: &Job) -> Result<JobInput, String> {
+fn input_of(job: &Job, planned: &PlannedJob) -> Result<JobInput, String> {
     let spec = job.spec.as_ref().and_then(|s| s.template.spec.as_ref());
     let containers = spec.map(|s| s.init_containers.iter().flatten().chain(&s.containers)).into_iter().flatten();
-    let text =
-        containers.flat_map(|c| c.env.iter().flatten()).find(|e| e.name == INPUT_ENV).and_then(|e| e.value.as_deref());
-    text.map_or(Ok(JobInput::default()), |t| {
-        serde_json::from_str(t).map_err(|e| format!("its {INPUT_ENV} cannot be read: {e}"))
-    })
+    let entries: Vec<_> = containers.flat_map(|c| c.env.iter().flatten()).collect();
+    let value = |name: &str| entries.iter().find(|e| e.name == name).and_then(|e| e.value.as_deref());
+    let candidate = || match value(CANDIDATE_ENV).unwrap_or_default().trim_matches(['[', ']']).parse() {
+        Ok(address) => Ok(JobInput { candidate_address: Some(address), ..JobInput::default() }),
+        Err(e) => Err(format!("its {CANDIDATE_ENV} is no address: {e}")),
+    };
+    match planned.check.as_ref().map(|check| check.stage) {
+        // What its author wrote into the environment is no input of ours.
+        Some(Stage::BeforeIngestion) => candidate(),
+        Some(_) => Ok(JobInput::default()),
+        None => value(INPUT_ENV).map_or(Ok(JobInput::default()), |text| {
+            serde_json::from_str(text).map_err(|e| format!("its {INPUT_ENV} cannot be read: {e}"))
+        }),
+    }
 }
 
 /// Pods that bear this attempt's (or run's) label: those of its Jobs, and candidates.
@@ -276,6 +299,7 @@ mod tests {
     fn planned() -> PlannedJob {
         PlannedJob {
             step: "migrate".to_owned(),
+            check: None,
             manifest: json!({"apiVersion": "batch/v1", "kind": "Job",
                 "metadata": {"name": "memoria-3-migrate", "labels": {"memoria.arca.run/release": "memoria", "memoria.arca.run/attempt": "memoria-3"}},
                 "spec": {"template": {"spec": {"initContainers": [

@@ -55,6 +55,10 @@ pub(crate) fn has_ended(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed") && !running
 }
 
+pub(crate) fn has_failed(pod: &Pod) -> bool {
+    phase(pod) == "Failed"
+}
+
 /// Init containers first, as they run.
 fn statuses(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
     status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
@@ -169,6 +173,21 @@ pub(crate) fn ending_in_words(pod: &Pod) -> String {
         parts.push(format!("{}: {}", disrupted.reason, disrupted.message));
     }
     if parts.is_empty() { format!("pod is {}", phase(pod)) } else { parts.join("; ") }
+}
+
+/// How a container of a failed pod failed by its own doing. Nothing where the pod was taken away, where a container never
+/// ran, or where the kernel or the node ended it: that says nothing of what it was about to find.
+pub(crate) fn own_failure(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    if pod.metadata.deletion_timestamp.is_some() || status.reason.is_some() || disruption(pod).is_some() {
+        return None;
+    }
+    let main = status.container_statuses.iter().flatten();
+    main.chain(status.init_container_statuses.iter().flatten()).find_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        let own = ended.exit_code != 0 && matches!(ended.reason.as_deref(), None | Some("" | "Error"));
+        own.then(|| format!("container {}: {}", container.name, ending(ended)))
+    })
 }
 
 pub(crate) fn told(reason: &str, message: &str) -> Trouble {

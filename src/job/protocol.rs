@@ -18,6 +18,9 @@ use crate::{
 pub const ORDER_ENV: &str = "MEMORIA_OPERATOR_JOB";
 /// Environment variable with what was only known when the Job was created, a [`JobInput`] as JSON.
 pub const INPUT_ENV: &str = "MEMORIA_OPERATOR_JOB_INPUT";
+/// In the containers of a check of stage BeforeIngestion that runs a CronJob's template: the address of the Server's
+/// candidate pod, as it stands in a URL.
+pub const CANDIDATE_ENV: &str = "MEMORIA_CANDIDATE";
 /// Environment variable with the SQLAlchemy URL of the database, a reference to the Server's own source.
 pub const DATABASE_URL_ENV: &str = "MEMORIA_OPERATOR_DATABASE_URL";
 /// Prefix of the environment variables that carry header values of HTTP checks:

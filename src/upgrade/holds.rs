@@ -19,7 +19,7 @@ fn inconclusive(step: &'static str) -> Fault {
 /// A world with checks of stage BeforeIngestion.
 fn world() -> World {
     let mut world = World::new();
-    world.plan.jobs.push(PlannedJob { step: "candidate".into(), manifest: serde_json::json!({}) });
+    world.plan.jobs.push(PlannedJob { step: "candidate".into(), check: None, manifest: serde_json::json!({}) });
     world.plan.candidate_seconds = 600;
     world
 }

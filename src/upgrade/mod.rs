@@ -23,6 +23,8 @@ pub use seen::Observed;
 #[cfg(test)]
 mod holds;
 #[cfg(test)]
+mod job_checks;
+#[cfg(test)]
 mod kinds;
 #[cfg(test)]
 mod tests;

@@ -12,14 +12,19 @@ use super::{
 use crate::{
     api::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-        release::{KeyRef, MaintenanceFlag, Role, Timeouts, WorkerRef, WorkloadKind, WorkloadRef},
+        release::{
+            CheckResult, KeyRef, MaintenanceFlag, Role, Timeouts, Verdict, WorkerRef, WorkloadKind, WorkloadRef,
+        },
         settings::{ConfigReport, PlannedConfig},
         upgrade::{
             Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage,
             PlannedTarget, PlannedWorker,
         },
     },
-    job::protocol::{BaselineFacts, Facts, JobReport, RestoreFacts, SnapshotFacts},
+    job::{
+        manifest::check_of,
+        protocol::{BaselineFacts, CheckFacts, Facts, JobReport, RestoreFacts, SnapshotFacts},
+    },
 };
 
 pub const ATTEMPT: &str = "memoria-1";
@@ -173,7 +178,7 @@ impl World {
 
     /// A server with two replicas, a dashboard with one, a worker with three, a flag, and all Jobs.
     pub fn new() -> Self {
-        let job = |step: &str| PlannedJob { step: step.into(), manifest: serde_json::json!({}) };
+        let job = |step: &str| PlannedJob { step: step.into(), check: None, manifest: serde_json::json!({}) };
         let plan = MemoriaUpgradeSpec {
             machine_version: 1,
             release_name: "memoria".into(),
@@ -492,7 +497,11 @@ impl World {
         for fault in &self.faults {
             match fault {
                 Fault::JobFails { step: failing, category, reason } if *failing == step => {
-                    let report = Some(report(false, reason, Some(*category), None));
+                    let verdict = match *reason {
+                        "CheckInconclusive" => Verdict::Inconclusive,
+                        _ => Verdict::Failed,
+                    };
+                    let report = Some(report(false, reason, Some(*category), checked(step, verdict)));
                     return JobState::Finished { succeeded: false, report, detail: "exit 1".into() };
                 }
                 Fault::JobLost { step: lost, times } if *lost == step && made <= *times => {
@@ -520,11 +529,18 @@ impl World {
                 data_digest: "d".into(),
                 ..RestoreFacts::default()
             })),
-            _ => None,
+            _ => checked(step, Verdict::Passed),
         };
         let report = Some(report(true, "Done", None, facts));
         JobState::Finished { succeeded: true, report, detail: "Complete".into() }
     }
+}
+
+/// What is said of a check that runs a CronJob's template.
+fn checked(step: &str, result: Verdict) -> Option<Facts> {
+    let name = check_of(step)?.to_owned();
+    let checks = vec![CheckResult { name, result, message: format!("{step} is {result:?}") }];
+    Some(Facts::Check(CheckFacts { checks, baselines: BTreeMap::new() }))
 }
 
 fn settle(name: &str, seen: &mut Workload) {

@@ -69,11 +69,14 @@ fn check_of(url: &str) -> Value {
     json!([{"name": "depth", "stage": "AfterIngestion", "passWhen": "status == 200", "http": {"url": url}}])
 }
 
-/// A check with these fields beside the ones that it must have.
+/// A check with these fields beside the ones that it must have; null takes one away.
 fn one_check(fields: Value) -> Value {
     let mut check = json!({"name": "one", "stage": "AfterIngestion", "passWhen": "true"});
     for (key, value) in fields.as_object().unwrap() {
-        check[key] = value.clone();
+        match value {
+            Value::Null => drop(check.as_object_mut().unwrap().remove(key)),
+            value => check[key] = value.clone(),
+        }
     }
     json!([check])
 }
@@ -258,10 +261,45 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         )
         .await,
         tried(
-            "set exactly one of http, prometheus and sql",
+            "set exactly one of http, prometheus, sql and job",
             release(),
             &[("spec.checks", one_check(json!({"http": {"url": "http://q/"}, "sql": {"query": "SELECT 1"}})))],
             &[("spec.checks", one_check(json!({"sql": {"query": "SELECT 1"}})))],
+        )
+        .await,
+        tried(
+            "set exactly one of http, prometheus, sql and job",
+            release(),
+            &[("spec.checks", job_check(json!({"http": {"url": "http://q/"}})))],
+            &[("spec.checks", job_check(json!({})))],
+        )
+        .await,
+        tried(
+            "set exactly one of http, prometheus, sql and job",
+            release(),
+            &[("spec.checks", one_check(json!({})))],
+            &[("spec.checks", job_check(json!({"stage": "BeforeIngestion"})))],
+        )
+        .await,
+        tried(
+            "say what passes, e.g. passWhen: value < 100.0",
+            release(),
+            &[("spec.checks", one_check(json!({"passWhen": null, "sql": {"query": "SELECT 1"}})))],
+            &[("spec.checks", one_check(json!({"sql": {"query": "SELECT 1"}})))],
+        )
+        .await,
+        tried(
+            "a job passes when it completes: leave passWhen out, and let the job end with another exit code than 0",
+            release(),
+            &[("spec.checks", job_check(json!({"passWhen": "value == 0.0"})))],
+            &[("spec.checks", job_check(json!({"stage": "PreFlight"})))],
+        )
+        .await,
+        tried(
+            "draining follows a number, and a job gives none: raise within instead",
+            release(),
+            &[("spec.checks", job_check(json!({"draining": "20m"})))],
+            &[("spec.checks", job_check(json!({"within": "30m", "stage": "IngestionReenable"})))],
         )
         .await,
         tried(
@@ -356,6 +394,13 @@ async fn immutable() -> [String; 2] {
     }
     assert_eq!(replace(&upgrade(), &[("metadata.labels", json!({"seen": "by-us"}))]).await, Ok(()));
     [edited_decision.to_owned(), edited_plan.to_owned()]
+}
+
+/// A check that runs a CronJob's template, with these fields beside the ones that it must have.
+fn job_check(fields: Value) -> Value {
+    let mut all = json!({"passWhen": null, "job": {"templateRef": {"name": "smoke-test"}}});
+    all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    one_check(all)
 }
 
 /// The messages of all rules in a definition.

@@ -3,6 +3,7 @@
 
 mod audit;
 mod checkers;
+mod checks;
 mod conditions;
 mod config;
 mod dump;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    batch::v1::Job,
+    batch::v1::{CronJob, Job},
     core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod},
 };
 use kube::{
@@ -18,6 +18,7 @@ use memoria_operator::{
         MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeStatus,
         conditions::reason,
         decision::DecisionAction,
+        release::Verdict,
         upgrade::{Category, Failure},
     },
     cluster::{Kind, adopt, observe::acknowledged},
@@ -36,7 +37,7 @@ use crate::{
 };
 
 /// Which test types a command: a new one does not compile before it is named here. `tests/e2e` types what is on the screen
-/// on a whole cluster: the next actions of holds (`holds.rs`), of failures (`failures.rs`, `rollback.rs`), and
+/// on a whole cluster: the next actions of holds (`holds.rs`, `checks.rs`), of failures (`failures.rs`, `rollback.rs`), and
 /// the script of `memoria-operator rescue` (`rescue.rs`); `tests/postgres/guard.rs` runs the statement of `commands::abandon`.
 fn typed_by(command: &Command<'_>) -> &'static str {
     match command {
@@ -60,6 +61,7 @@ fn typed_by(command: &Command<'_>) -> &'static str {
         Command::ForgetAttempt { .. } => "a_mark_without_its_journal_is_taken_away",
         Command::ForgetOwner { .. } => "the_mark_of_another_release_is_taken_away",
         Command::IgnoredByGitOps { .. } => "a_gitops_source_is_said_to_ignore_what_changes",
+        Command::AllowTemplate { .. } => "a_template_is_let_run",
     }
 }
 
@@ -80,6 +82,7 @@ fn every_command_is_typed_by_a_test_that_exists() {
         Command::ForgetAttempt { workload: "deployment/d" },
         Command::ForgetOwner { workload: "deployment/d" },
         Command::IgnoredByGitOps { workload: "deployment/d", fields: "image" },
+        Command::AllowTemplate { cron_job: "c" },
     ] {
         let test = format!("async fn {}()", typed_by(&command));
         assert!(source.contains(&test), "{test}");
@@ -364,4 +367,23 @@ async fn a_gitops_source_is_said_to_ignore_what_changes() {
     let say = Command::IgnoredByGitOps { workload: "deployment/memoria", fields: "image,replicas" };
     typed_from(&message, &say.in_namespace(&world.ns));
     assert_eq!(refused(&asked(&mut world).await, reason::PREFLIGHT_FAILED), None);
+}
+
+#[tokio::test]
+async fn a_template_is_let_run() {
+    let mut world = world("type-template").await;
+    let template = json!({"spec": {"template": {"spec": {"restartPolicy": "Never",
+        "containers": [{"name": "smoke", "image": "smoke:1"}]}}}});
+    let cron = json!({"metadata": {"name": "smoke", "annotations": {"memoria.arca.run/check-template": "no"}},
+        "spec": {"schedule": "0 0 1 1 *", "suspend": true, "jobTemplate": template}});
+    world.create::<CronJob>(cron).await;
+    let check = json!({"name": "smoke", "stage": "AfterIngestion", "job": {"templateRef": {"name": "smoke"}}});
+    let change = Patch::Merge(json!({"spec": {"checks": [check]}}));
+    world.api::<MemoriaRelease>().patch("memoria", &PatchParams::default(), &change).await.unwrap();
+    let message = refused(&asked(&mut world).await, reason::PREFLIGHT_FAILED).unwrap();
+    typed_from(&message, &Command::AllowTemplate { cron_job: "smoke" }.in_namespace(&world.ns));
+    let answer = asked(&mut world).await;
+    assert!(matches!(answer, Answer::Checking { .. }), "{answer:?}");
+    let found = adopt(&world.client, &world.ns, &world.release).await.unwrap();
+    assert!(found.findings.iter().all(|finding| finding.result == Verdict::Passed), "{:?}", found.findings);
 }

@@ -11,6 +11,7 @@ mod data;
 mod dry_runs;
 mod events;
 mod findings;
+mod job_checks;
 mod jobs;
 mod kinds;
 mod leases;

@@ -37,7 +37,7 @@
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
-# Workers that are CronJobs: marked, suspended and resumed.
+# Workers that are CronJobs: marked, suspended and resumed. CronJobs whose template a check runs are only read.
 - apiGroups: [batch]
   resources: [cronjobs]
   verbs: [get, list, watch, patch]

@@ -12,11 +12,14 @@ pub const CANDIDATE_HOST: &str = "candidate";
 
 /// One check, made by a Job in the release's namespace. It has Passed once `passWhen` held for `stableFor`; it has Failed
 /// when the data is fresh but does not pass at the end of `within`; without fresh and unique data it is Inconclusive, and
-/// the upgrade holds and asks again instead of failing.
+/// the upgrade holds and asks again instead of failing. A `job` is judged by its own end instead.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(validation = ("duration(self.stableFor) < duration(self.within)", "stableFor has to be shorter than within, or the check can never pass"))]
-#[x_kube(validation = ("[has(self.http), has(self.prometheus), has(self.sql)].filter(x, x).size() == 1", "set exactly one of http, prometheus and sql"))]
-#[x_kube(validation = ("!has(self.draining) || has(self.prometheus) || has(self.sql) || has(self.http.valueOf)", "draining follows a number: give http.valueOf"))]
+#[x_kube(validation = ("[has(self.http), has(self.prometheus), has(self.sql), has(self.job)].filter(x, x).size() == 1", "set exactly one of http, prometheus, sql and job"))]
+#[x_kube(validation = ("has(self.job) || has(self.passWhen)", "say what passes, e.g. passWhen: value < 100.0"))]
+#[x_kube(validation = ("!has(self.job) || !has(self.passWhen)", "a job passes when it completes: leave passWhen out, and let the job end with another exit code than 0"))]
+#[x_kube(validation = ("!has(self.job) || !has(self.draining)", "draining follows a number, and a job gives none: raise within instead"))]
+#[x_kube(validation = ("!has(self.draining) || !has(self.http) || has(self.http.valueOf)", "draining follows a number: give http.valueOf"))]
 #[x_kube(validation = ("!has(self.http) || self.stage == 'BeforeIngestion' || url(self.http.url).getHostname() != 'candidate'", "the host candidate stands for the candidate pod, which exists at stage BeforeIngestion only"))]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
@@ -30,7 +33,7 @@ pub struct Check {
     /// Whether the upgrade fails with it. When false its result is only reported.
     #[serde(default = "yes")]
     pub required: bool,
-    /// How long it may take to pass, from `1s` on.
+    /// How long it may take to pass, from `1s` on. A job that has not ended by then is ended, and gave no verdict.
     #[serde(default = "check_within")]
     #[x_kube(validation = ("duration(self) >= duration('1s')", "within is the time that the check has to pass: at least 1s"))]
     pub within: GoDuration,
@@ -43,10 +46,11 @@ pub struct Check {
     pub stable_for: GoDuration,
     /// A CEL expression; true passes. It may use `value` (the number that was found, always with a fraction: write
     /// `baseline * 2.0`), `baseline` (the same number before anything was stopped; it is taken in pre-flight when this is
-    /// used), and for http `status` (HTTP status code) and `body` (the parsed JSON).
-    /// Example: `value <= 100.0 || value <= baseline * 1.2`.
+    /// used), and for http `status` (HTTP status code) and `body` (the parsed JSON). Default: none; only `job` can do
+    /// without it, which passes by its exit code. Example: `value <= 100.0 || value <= baseline * 1.2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
-    pub pass_when: String,
+    pub pass_when: Option<String>,
     /// How old the data may be that decides, by the data's own time. Needs `http.timeOf` for http; an SQL answer is
     /// always of now. Older data is Inconclusive. After the workers came back, data from before does not count either.
     #[serde(default = "fresh_within")]
@@ -65,6 +69,9 @@ pub struct Check {
     /// Asks a PostgreSQL database. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<SqlCheck>,
+    /// Runs the Job of a CronJob's template. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobCheck>,
 }
 
 const fn yes() -> bool {
@@ -170,6 +177,26 @@ pub struct SqlCheck {
 pub struct SqlUrlFrom {
     /// A key of a Secret in this namespace that holds a `postgresql://` URL.
     pub secret_key_ref: KeyRef,
+}
+
+/// A Job made from a CronJob's template, once: it has Passed when it completes and Failed when a container of it ends with
+/// another exit code than 0. One that does not end within `within`, is never scheduled, evicted or killed gave no verdict.
+/// `every`, `stableFor` and `freshWithin` mean nothing to it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobCheck {
+    /// Whose template it is.
+    pub template_ref: TemplateRef,
+}
+
+/// A CronJob in the release's namespace, as a rule a suspended one. Whoever may write it allows that its template is run
+/// for a release, by the annotation `memoria.arca.run/check-template: "true"`.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateRef {
+    /// Its `metadata.name`. It may not be one of `ingestion.workers`, whose Jobs write. Example: `memoria-smoke-test`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }
 
 /// A header whose value is a key of a Secret.

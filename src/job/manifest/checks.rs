@@ -9,6 +9,7 @@ use super::{
     JobContext, RenderError, ours,
     pod::{ContainerExt as _, Draft, MAIN},
     task,
+    template::TO_BEGIN_SECONDS,
 };
 use crate::{
     api::release::{Check, KeyRef, Stage},
@@ -27,6 +28,16 @@ pub enum CheckStep {
 }
 
 impl CheckStep {
+    /// The Job that makes the checks of that stage.
+    pub const fn of(stage: Stage) -> Self {
+        match stage {
+            Stage::PreFlight => Self::PreFlight,
+            Stage::BeforeIngestion => Self::Candidate,
+            Stage::IngestionReenable => Self::Gate,
+            Stage::AfterIngestion => Self::Verify,
+        }
+    }
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PreFlight => "checks",
@@ -82,7 +93,8 @@ pub fn checks(ctx: &JobContext, step: CheckStep, checks: &[Ordered<'_>]) -> Resu
 
 /// How long a check may take, in seconds.
 pub fn longest(check: &Check) -> u64 {
-    check.within.as_secs() + check.draining.map_or(0, |more| more.as_secs())
+    let to_begin = check.job.as_ref().map_or(0, |_| TO_BEGIN_SECONDS);
+    check.within.as_secs() + check.draining.map_or(0, |more| more.as_secs()) + to_begin
 }
 
 fn from_secret(name: String, key: &KeyRef) -> EnvVar {
@@ -106,7 +118,7 @@ fn ordered_check(ordered: &Ordered<'_>) -> OrderedCheck {
         within: check.within,
         every: check.every,
         stable_for: check.stable_for,
-        pass_when: check.pass_when.clone(),
+        pass_when: check.pass_when.clone().unwrap_or_default(),
         source,
         url,
         headers: check.headers_from().iter().map(|header| header.name.clone()).collect(),

@@ -1,5 +1,7 @@
 //! What makes a Job recognisable as the one that was pinned: its input, put in at creation, and a hash over both.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::{batch::v1::Job, core::v1::EnvVar};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -7,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{RenderError, env_json, name::hex};
 use crate::{
     api::marks::TEMPLATE_HASH_ANNOTATION,
-    job::protocol::{INPUT_ENV, JobInput, ORDER_ENV},
+    job::protocol::{CANDIDATE_ENV, INPUT_ENV, JobInput, ORDER_ENV},
 };
 
 /// The pinned Job with what is only known now, and the annotation with the hash of both.
@@ -20,6 +22,11 @@ pub fn with_input(mut job: Job, input: &JobInput) -> Result<Job, RenderError> {
         let init = pod.init_containers.iter_mut().flatten();
         for container in init.chain(&mut pod.containers) {
             let env = container.env.get_or_insert_default();
+            if let Some(address) = input.candidate_address
+                && let Some(entry) = env.iter_mut().find(|entry| entry.name == CANDIDATE_ENV)
+            {
+                entry.value = Some(in_url(address));
+            }
             if env.iter().any(|entry| entry.name == ORDER_ENV) {
                 env.retain(|entry| entry.name != INPUT_ENV);
                 env.push(EnvVar { name: INPUT_ENV.to_owned(), value: Some(text.clone()), value_from: None });
@@ -29,6 +36,14 @@ pub fn with_input(mut job: Job, input: &JobInput) -> Result<Job, RenderError> {
     let hash = template_hash(&job)?;
     job.metadata.annotations.get_or_insert_default().insert(TEMPLATE_HASH_ANNOTATION.to_owned(), hash);
     Ok(job)
+}
+
+/// An address as it stands in a URL.
+fn in_url(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
 }
 
 /// SHA-256, in hex, over the Job's canonical JSON without its own hash.

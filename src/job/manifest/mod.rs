@@ -9,6 +9,7 @@ mod name;
 mod place;
 mod pod;
 mod shape;
+mod template;
 #[cfg(test)]
 mod tests;
 mod url_source;
@@ -27,6 +28,7 @@ pub use self::{
     place::{DataMount, both, excludes_all, in_words, node_named},
     pod::{GUARD, INSTALL, MAIN, OWN_MOUNTS},
     shape::{PodShape, Security, ShapeError, UrlError, UrlSeen},
+    template::{check_of, check_step, from_template},
 };
 use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,

@@ -319,7 +319,7 @@ fn orders_come_back_as_they_were_given_although_the_kubelet_expands_dollars() {
                 assert!(!value.contains('$'));
                 let order: JobOrder = serde_json::from_str(value).unwrap();
                 if let JobOrder::Check(check) = order {
-                    assert_eq!(check.checks[0].pass_when, a_check().pass_when);
+                    assert_eq!(Some(&check.checks[0].pass_when), a_check().pass_when.as_ref());
                     assert_eq!(check.checks[0].headers, ["X-API-Key", "X-Other"]);
                     assert!(env(container, "MEMORIA_OPERATOR_HEADER_0_1").unwrap().value_from.is_some());
                 }

@@ -1,7 +1,10 @@
 //! IngestionReenable: flag off, workers back at their counts, and the gate that the queue is normal again.
 
-use super::{Context, Done, Phase, Step, chain, flag, intruder::images, take, to_prior};
-use crate::{api::GoDuration, job::protocol::JobInput};
+use super::{Context, Phase, Step, chain, flag, intruder::images, take, to_prior};
+use crate::{
+    api::{GoDuration, release::Stage},
+    job::protocol::JobInput,
+};
 
 pub const PHASE: Phase = Phase {
     name: "IngestionReenable",
@@ -21,9 +24,8 @@ fn step(cx: &Context<'_>) -> Step {
     if !cx.record.done.contains_key(WORKERS_BACK) {
         return Step::Remember { key: WORKERS_BACK.to_owned(), value: format!("{} workloads", workers.len()) };
     }
-    if cx.plan.jobs.iter().all(|job| job.step != "gate") {
-        return Step::done("ingestion runs; no check of stage IngestionReenable was asked for");
+    match take!(cx.checks(Stage::IngestionReenable, &JobInput::default())) {
+        Some(done) => Step::Done(Box::new(done)),
+        None => Step::done("ingestion runs; no check of stage IngestionReenable was asked for"),
     }
-    let report = take!(cx.check("gate", JobInput::default()));
-    Step::Done(Box::new(Done { message: report.message.clone(), facts: report.facts.clone() }))
 }

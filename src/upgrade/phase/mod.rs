@@ -19,6 +19,8 @@ mod snapshot_export;
 mod start;
 mod verification;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 pub use self::member::{
@@ -31,10 +33,14 @@ use super::{
 use crate::{
     api::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-        upgrade::{Category, PhaseRecord},
+        release::Stage,
+        upgrade::{Category, PhaseRecord, PlannedCheck, PlannedJob},
     },
     commands::Command,
-    job::protocol::{Facts, JobInput, JobReport},
+    job::{
+        manifest::{CheckStep, job_name},
+        protocol::{CheckFacts, Facts, JobInput, JobReport},
+    },
 };
 
 /// One phase: its name, its limit and its step.
@@ -160,7 +166,7 @@ impl Step {
 impl<'a> Context<'a> {
     /// Brings one Job from absent to its report.
     pub fn job(&self, step: &str, input: JobInput) -> Result<&'a JobReport, Step> {
-        let name = format!("{}-{step}", self.attempt);
+        let name = self.job_name(step);
         let Some(job) = self.seen.jobs.get(step) else {
             let create = Action::CreateJob { step: step.to_owned(), input };
             return Err(Step::act(vec![create], format!("job {name} starts")));
@@ -190,7 +196,7 @@ impl<'a> Context<'a> {
     /// The same for a Job that makes checks: without a verdict the phase holds and asks again, because nothing is known
     /// to be wrong.
     pub fn check(&self, step: &str, input: JobInput) -> Result<&'a JobReport, Step> {
-        let name = format!("{}-{step}", self.attempt);
+        let name = self.job_name(step);
         let held = |reason: &str, message: String| {
             let uid = self.seen.jobs.get(step).map(|job| job.uid.clone()).unwrap_or_default();
             let why = hold::Reason {
@@ -215,26 +221,111 @@ impl<'a> Context<'a> {
             Some(JobState::Finished { report: Some(report), .. }) if report.reason == "Interrupted" => {
                 held("JobLost", format!("job {name}: {}", report.message))
             }
-            Some(JobState::Running { trouble: Some(trouble) }) if trouble.is_lasting().is_some() => held(
-                "JobCannotRun",
-                format!("the pod of job {name} does not run: {}: {}", trouble.reason, trouble.message),
-            ),
+            Some(JobState::Running { trouble: Some(trouble) }) if trouble.is_lasting().is_some() => {
+                held("JobCannotRun", cannot_run(&name, trouble))
+            }
+            _ => self.job(step, input),
+        }
+    }
+
+    /// All checks of a stage, side by side: the Job that asks for numbers, and those that run a CronJob's template. Nothing
+    /// where none was asked for.
+    pub fn checks(&self, stage: Stage, input: &JobInput) -> Result<Option<Done>, Step> {
+        let (mut messages, mut checks, mut baselines) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut steps = Vec::new();
+        for PlannedJob { step, check, .. } in self.checks_of(stage) {
+            let answer = match check {
+                Some(PlannedCheck { required: false, .. }) => self.told(step, input.clone()),
+                _ => self.check(step, input.clone()),
+            };
+            match answer {
+                Ok(report) => {
+                    messages.push(report.message.as_str());
+                    if let Some(Facts::Check(facts)) = &report.facts {
+                        checks.extend(facts.checks.iter().cloned());
+                        baselines.extend(facts.baselines.clone());
+                    }
+                }
+                Err(step) => steps.push(step),
+            }
+        }
+        match side_by_side(steps) {
+            Some(step) => Err(step),
+            None if messages.is_empty() => Ok(None),
+            None => {
+                let facts = Some(Facts::Check(CheckFacts { checks, baselines }));
+                Ok(Some(Done { message: messages.join("; "), facts }))
+            }
+        }
+    }
+
+    /// The plan's Jobs that make the checks of a stage.
+    pub fn checks_of(&self, stage: Stage) -> impl Iterator<Item = &'a PlannedJob> {
+        let asks = CheckStep::of(stage).as_str();
+        let plan = self.plan;
+        plan.jobs.iter().filter(move |job| match &job.check {
+            Some(check) => check.stage == stage,
+            None => job.step == asks,
+        })
+    }
+
+    /// The end of a check that is only reported, however it ended.
+    fn told(&self, step: &str, input: JobInput) -> Result<&'a JobReport, Step> {
+        match self.seen.jobs.get(step).map(|job| &job.state) {
+            Some(JobState::Finished { report: Some(report), .. }) => Ok(report),
+            Some(JobState::Running { trouble: Some(trouble) }) => {
+                Err(Step::wait(cannot_run(&self.job_name(step), trouble)))
+            }
             _ => self.job(step, input),
         }
     }
 
     fn job_trouble(&self, name: &str, trouble: &Trouble) -> Step {
-        let message = format!("the pod of job {name} does not run: {}: {}", trouble.reason, trouble.message);
+        let message = cannot_run(name, trouble);
         match trouble.is_lasting() {
             Some(_) => Step::fail(Category::Environment, "JobCannotRun", message),
             None => Step::wait(message),
         }
     }
 
+    /// As the plan names it: a long one is shortened.
+    fn job_name(&self, step: &str) -> String {
+        job_name(self.attempt, step).unwrap_or_else(|_| format!("{}-{step}", self.attempt))
+    }
+
     /// The command that shows a Job's output.
     pub fn logs(&self, job: &str) -> String {
         Command::ShowOutput { job }.in_namespace(self.namespace)
     }
+}
+
+fn cannot_run(job: &str, trouble: &Trouble) -> String {
+    format!("the pod of job {job} does not run: {}: {}", trouble.reason, trouble.message)
+}
+
+/// The one step that serves all parts: a failure, else all actions, else a wait, else a hold that asks all again.
+fn side_by_side(steps: Vec<Step>) -> Option<Step> {
+    let rank = |step: &Step| match step {
+        Step::Fail { .. } => 0,
+        Step::Act { .. } => 1,
+        Step::Wait { .. } => 2,
+        Step::Hold { .. } => 3,
+        Step::Remember { .. } | Step::Done(_) => 4,
+    };
+    let first = steps.iter().map(rank).min()?;
+    steps.into_iter().filter(|step| rank(step) == first).reduce(|one, other| match (one, other) {
+        (Step::Act { mut actions, message }, Step::Act { actions: more, message: theirs }) => {
+            actions.extend(more);
+            Step::act(actions, format!("{message}, {theirs}"))
+        }
+        (Step::Wait { message }, Step::Wait { message: theirs }) => Step::wait(format!("{message}, {theirs}")),
+        (Step::Hold { why, mut retry }, Step::Hold { why: theirs, retry: more }) => {
+            retry.extend(more);
+            let message = format!("{}; {}", why.message, theirs.message);
+            Step::Hold { why: hold::Reason { message, ..why }, retry }
+        }
+        (one, _) => one,
+    })
 }
 
 /// Lets Kubernetes clean up the attempt's finished Jobs. `Ok` when all are armed.

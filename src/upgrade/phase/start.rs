@@ -3,6 +3,8 @@
 //! candidate: it takes its work from a queue, which no missing label would keep from it; it comes back with the workers.
 //! Before the first target comes back, a baseline of every row is taken, by which later writes can be told apart.
 
+use std::collections::BTreeMap;
+
 use super::{
     Context, Done, Phase, Step, chain,
     import_snapshot::{BASELINE, CLIENTS_MAY_WRITE},
@@ -11,10 +13,10 @@ use super::{
 };
 use crate::{
     api::{
-        release::Role,
+        release::{Role, Stage},
         upgrade::{Category, PlannedTarget},
     },
-    job::protocol::{Facts, JobInput},
+    job::protocol::{CheckFacts, Facts, JobInput, JobReport},
     upgrade::{Action, seen::JobState},
 };
 
@@ -54,20 +56,29 @@ fn step(cx: &Context<'_>) -> Step {
     Step::Done(Box::new(Done { message: message.to_owned(), facts: checked(cx) }))
 }
 
-/// The step that makes the checks of stage BeforeIngestion.
-const CHECKS: &str = "candidate";
-
 /// Whether this target's candidate is asked before it makes way.
 fn asks(cx: &Context<'_>, target: &PlannedTarget) -> bool {
-    target.role == Role::Server && cx.plan.jobs.iter().any(|job| job.step == CHECKS)
+    target.role == Role::Server && cx.checks_of(Stage::BeforeIngestion).next().is_some()
 }
 
 /// What the candidate's checks said.
 fn checked(cx: &Context<'_>) -> Option<Facts> {
-    match &cx.seen.jobs.get(CHECKS)?.state {
-        JobState::Finished { report: Some(report), .. } => report.facts.clone(),
+    let reports = cx.checks_of(Stage::BeforeIngestion).filter_map(|job| match &cx.seen.jobs.get(&job.step)?.state {
+        JobState::Finished { report: Some(JobReport { facts: Some(Facts::Check(facts)), .. }), .. } => Some(facts),
         _ => None,
-    }
+    });
+    let checks: Vec<_> = reports.flat_map(|facts| facts.checks.iter().cloned()).collect();
+    (!checks.is_empty()).then(|| Facts::Check(CheckFacts { checks, baselines: BTreeMap::new() }))
+}
+
+/// Ends what was asked of an earlier candidate.
+fn end_checks(cx: &Context<'_>) -> Vec<Action> {
+    let jobs = cx.checks_of(Stage::BeforeIngestion);
+    jobs.filter_map(|job| {
+        let uid = cx.seen.jobs.get(&job.step)?.uid.clone();
+        Some(Action::DeleteJob { step: job.step.clone(), uid })
+    })
+    .collect()
 }
 
 /// Takes the baseline, once, after the Server's candidate did what a starting server does to the data; and remembers that
@@ -105,10 +116,9 @@ fn candidate(cx: &Context<'_>, target: &PlannedTarget) -> Result<(), Step> {
             format!("the candidate of {} is ready; it makes way for its target", target.name),
         )),
         // What was asked of an earlier candidate says nothing of the next one.
-        (false, None) if asks(cx, target) && cx.seen.jobs.contains_key(CHECKS) => {
-            let uid = cx.seen.jobs.get(CHECKS).map(|job| job.uid.clone()).unwrap_or_default();
-            let end = Action::DeleteJob { step: CHECKS.to_owned(), uid };
-            Err(Step::act(vec![end], format!("the candidate of {} is gone; its checks begin anew", target.name)))
+        (false, None) if asks(cx, target) && !end_checks(cx).is_empty() => {
+            let message = format!("the candidate of {} is gone; its checks begin anew", target.name);
+            Err(Step::act(end_checks(cx), message))
         }
         (false, None) => Err(Step::act(
             vec![Action::CreateCandidate { target: target.name.clone() }],
@@ -122,8 +132,9 @@ fn candidate(cx: &Context<'_>, target: &PlannedTarget) -> Result<(), Step> {
             let Some(address) = pod.ip else {
                 return Err(Step::wait(format!("candidate {} gets its address", pod.name)));
             };
-            let report = cx.check(CHECKS, JobInput { candidate_address: Some(address), ..JobInput::default() })?;
-            Err(Step::Remember { key, value: format!("ready: {}; {}", pod.name, report.message) })
+            let input = JobInput { candidate_address: Some(address), ..JobInput::default() };
+            let message = cx.checks(Stage::BeforeIngestion, &input)?.map(|done| done.message).unwrap_or_default();
+            Err(Step::Remember { key, value: format!("ready: {}; {message}", pod.name) })
         }
         (false, Some(pod)) if pod.ready => Err(Step::Remember { key, value: format!("ready: {}", pod.name) }),
         (false, Some(pod)) => {

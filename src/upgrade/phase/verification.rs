@@ -2,7 +2,7 @@
 //! stage AfterIngestion; then the attempt's marks go.
 
 use super::{Context, Done, Phase, Step, arm_jobs, chain, intruder::images, take, unmark};
-use crate::job::protocol::JobInput;
+use crate::{api::release::Stage, job::protocol::JobInput};
 
 pub const PHASE: Phase =
     Phase { name: "Verification", limit: |plan| Some(plan.timeouts.verification), step, uninterruptible: false };
@@ -19,9 +19,8 @@ fn step(cx: &Context<'_>) -> Step {
     let (bootstrap, parity) = take!(both(bootstrap, parity));
     let message = [Some(bootstrap), parity].into_iter().flatten().collect::<Vec<_>>().join("; ");
     let mut done = Done { message, facts: None };
-    if planned("verify") {
-        let verify = take!(cx.check("verify", JobInput::default()));
-        done = Done { message: format!("{}; {}", done.message, verify.message), facts: verify.facts.clone() };
+    if let Some(verify) = take!(cx.checks(Stage::AfterIngestion, &JobInput::default())) {
+        done = Done { message: format!("{}; {}", done.message, verify.message), facts: verify.facts };
     }
     chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
     Step::Done(Box::new(done))

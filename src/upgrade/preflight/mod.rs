@@ -9,6 +9,7 @@ mod rejected;
 mod settings;
 mod stages;
 mod target;
+mod templates;
 #[cfg(test)]
 mod tests;
 
@@ -276,6 +277,7 @@ impl<'a> Run<'a> {
         checks.extend(self.lost_storage());
         let own = &self.question.release.spec;
         checks.extend(stages::expressions(&own.checks));
+        checks.extend(templates::findings(self.question));
         let server = own.targets.iter().find(|target| target.role == Role::Server);
         let works =
             server.is_some_and(|server| own.ingestion.workers.iter().any(|worker| worker.is(&server.workload_ref)));
@@ -283,7 +285,12 @@ impl<'a> Run<'a> {
         let mut missing = Vec::new();
         let mut waiting = Vec::new();
         let asked = stages::ordered(&own.checks);
-        if !asked.is_empty() && checks.iter().all(|check| check.result == Verdict::Passed) {
+        let fit = checks.iter().all(|check| check.result == Verdict::Passed);
+        if fit {
+            let told = templates::pre_flight(self.question, &context, &mut missing, &mut waiting);
+            checks.extend(told);
+        }
+        if !asked.is_empty() && fit {
             let job = manifest::checks(&context, CheckStep::PreFlight, &asked);
             let seen = self.question.jobs.get(stages::STEP);
             match judge::job(stages::STEP, job, seen) {

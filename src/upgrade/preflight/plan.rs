@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt as _;
 use sha2::{Digest, Sha256};
 
-use super::{Question, directory, judge::Inspected, rehearsal, stages, target::Wanted};
+use super::{Question, directory, judge::Inspected, rehearsal, stages, target::Wanted, templates};
 use crate::{
     api::{
         MemoriaUpgradeSpec,
@@ -39,6 +39,8 @@ pub enum PlanError {
     NoDigest(String),
     #[error("migrations.names has {0:?}, which the new version does not list ({1})")]
     UnknownMigration(String, String),
+    #[error("the CronJob of check {0} is gone; see checks[].job.templateRef")]
+    NoTemplate(String),
     #[error("a manifest cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error("the candidate pod of target {0} cannot be made: {1}")]
@@ -229,7 +231,7 @@ fn jobs(
     let spec = &question.release.spec;
     let baselines = stages::baselines(question.jobs);
     let of = |stage: Stage| {
-        let mine = spec.checks.iter().filter(|check| check.stage == stage);
+        let mine = spec.checks.iter().filter(|check| check.stage == stage && check.job.is_none());
         mine.map(|check| Ordered { baseline: baselines.get(&check.name).cloned(), ..Ordered::plain(check) })
             .collect::<Vec<_>>()
     };
@@ -257,8 +259,14 @@ fn jobs(
     if !verify.is_empty() {
         jobs.push((CheckStep::Verify.as_str(), manifest::checks(context, CheckStep::Verify, &verify)?));
     }
-    jobs.into_iter()
-        .map(|(step, job)| Ok(PlannedJob { step: step.to_owned(), manifest: serde_json::to_value(job)? }))
+    let ours = jobs.into_iter().map(|(step, job)| (step.to_owned(), job, None));
+    let mut templates = Vec::new();
+    for stage in [Stage::BeforeIngestion, Stage::IngestionReenable, Stage::AfterIngestion] {
+        templates.extend(templates::planned(question, context, stage)?);
+    }
+    let templates = templates.into_iter().map(|(step, job, check)| (step, job, Some(check)));
+    ours.chain(templates)
+        .map(|(step, job, check)| Ok(PlannedJob { step, check, manifest: serde_json::to_value(job)? }))
         .collect()
 }
 

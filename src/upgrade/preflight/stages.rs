@@ -29,7 +29,10 @@ pub(super) fn expressions(checks: &[Check]) -> Vec<CheckResult> {
 }
 
 fn problem(check: &Check) -> Option<String> {
-    let pass_when = match compile_expression(&check.pass_when) {
+    if check.job.is_some() {
+        return None;
+    }
+    let pass_when = match compile_expression(check.pass_when.as_deref().unwrap_or_default()) {
         Ok(expression) => expression,
         Err(error) => return Some(error.to_string()),
     };
@@ -101,9 +104,11 @@ pub(super) fn engines(checks: &[Check], engine: Engine) -> Vec<CheckResult> {
 
 /// What the pre-flight Job asks: the checks of stage PreFlight, and the numbers that later ones compare with.
 pub(super) fn ordered(checks: &[Check]) -> Vec<Ordered<'_>> {
-    let compares = |check: &Check| compile_expression(&check.pass_when).is_ok_and(|e| e.uses(BASELINE));
+    let uses = |text: &String| compile_expression(text).is_ok_and(|e| e.uses(BASELINE));
+    let compares = |check: &Check| check.pass_when.as_ref().is_some_and(uses);
     checks
         .iter()
+        .filter(|check| check.job.is_none())
         .filter_map(|check| match check.stage {
             Stage::PreFlight => Some(Ordered::plain(check)),
             _ => compares(check).then(|| Ordered { baseline_only: true, ..Ordered::plain(check) }),

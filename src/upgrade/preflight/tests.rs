@@ -2,6 +2,7 @@
 
 mod rehearsal;
 mod sqlite;
+mod templates;
 
 use std::collections::BTreeMap;
 

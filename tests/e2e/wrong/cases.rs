@@ -132,6 +132,11 @@ fn check(release: &mut Value, stage: &str, pass_when: &str, url: &str) {
     release["spec"]["checks"] = json!([{"name": "depth", "stage": stage, "passWhen": pass_when, "http": {"url": url}}]);
 }
 
+fn template(release: &mut Value) {
+    let job = json!({"templateRef": {"name": "smoke"}});
+    release["spec"]["checks"] = json!([{"name": "smoke", "stage": "AfterIngestion", "job": job}]);
+}
+
 fn nothing(_: &mut Value) {}
 fn as_it_is(_: &mut Vec<Value>) {}
 
@@ -416,6 +421,13 @@ pub const CASES: &[Case] = &[
         words: &["checks[depth].http.url asks the candidate", "it has no replicas"],
         objects: as_it_is,
         release: |r| check(r, "BeforeIngestion", "status == 200", "http://candidate:8000/settings"),
+    },
+    Case {
+        name: "check-without-cronjob",
+        how: FAILED,
+        words: &["checks[smoke].job.templateRef.name: cronjob/smoke does not exist in this namespace", "create it"],
+        objects: as_it_is,
+        release: template,
     },
     Case {
         name: "no-place-for-snapshots",

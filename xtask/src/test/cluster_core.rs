@@ -20,7 +20,7 @@ const SHORT_LEASE: [&str; 3] =
 const AT_ONCE: &str = "--test-threads=3";
 
 /// Modules of upgrades that take longer than CI has time for.
-const LONG: [&str; 4] = ["holds::", "kinds::", "rehearsal::migrations", "sqlite::"];
+const LONG: [&str; 5] = ["checks::", "holds::", "kinds::", "rehearsal::migrations", "sqlite::"];
 /// Modules with parts of their own.
 const APART: [&str; 4] = ["--skip=silence::", "--skip=killed::", "--skip=matrix::", "--skip=rescue::"];
 /// Two that kill the one operator would kill it for each other.
