@@ -50,6 +50,13 @@ impl Captured {
         if !site.options.sqlite {
             question.args(["--probe-insert", "--psql", &psql(site)]);
         }
+        // What was ingested meanwhile stays, unless the upgrade was taken back.
+        let queued = site.queued();
+        let ids = tempfile::NamedTempFile::new()?;
+        if from != to && !queued.is_empty() {
+            std::fs::write(ids.path(), queued.join("\n"))?;
+            question.args(["--allow-new-rows", "--must-hold"]).arg(ids.path());
+        }
         yes(&mut question).await.context("the data is not as expected").map(drop)
     }
 

@@ -14,8 +14,8 @@ use crate::{
     site::{Options, SOON, Site, TO, ready, with_site},
 };
 
-const OUTPUT: &str = "memoria-config";
-const OVERRIDES: &str = "memoria-overrides";
+pub const OUTPUT: &str = "memoria-config";
+pub const OVERRIDES: &str = "memoria-overrides";
 /// Its server changes the schema when it starts, and then dies: the settings are written by then.
 const ALTERS_THEN_CRASHES: &str = "1.0.1-alters-then-crashes";
 

@@ -39,6 +39,11 @@ pub fn digests() -> Result<BTreeMap<String, String>> {
     serde_json::from_slice(&text).context("the image index is no JSON")
 }
 
+/// The OCI layout that the images were built into.
+pub fn image_layout() -> Result<PathBuf> {
+    Ok(variable("MEMORIA_TEST_IMAGES")?.with_file_name("layout"))
+}
+
 /// The digest of a stand-in's image.
 pub fn digest(name: &str, tag: &str) -> Result<String> {
     digests()?.remove(&format!("{name}:{tag}")).with_context(|| format!("there is no image {name}:{tag}"))

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use memoria_operator::{
     api::{
-        MemoriaRelease, MemoriaUpgrade, marks,
+        GoDuration, MemoriaRelease, MemoriaUpgrade, marks,
+        release::Verdict,
         upgrade::{MigrationState, Outcome as Ended, PhaseState},
     },
     upgrade::{phase::FORWARD, preflight::digest_plan},
@@ -39,7 +40,9 @@ async fn an_upgrade_on_postgresql_17_keeps_every_promise() -> Outcome {
 
 pub async fn upgrade(site: &Site) -> Outcome {
     let (pods, workloads) = (site.pods().await?, site.workloads().await?);
-    site.adopt().await?;
+    let mut release = site.new_release()?;
+    let demanded = demand_events(&mut release);
+    site.adopt_as(&release).await?;
     let adopted = site.release().await?;
     ensure!(standing(&adopted).1 == "Adopted", "{:?}", standing(&adopted));
     ensure!(site.pods().await? == pods, "adoption restarted a pod");
@@ -53,8 +56,28 @@ pub async fn upgrade(site: &Site) -> Outcome {
     let before = Captured::now(site).await?;
     let rehearse = if site.options.small { "Never" } else { "Required" };
     site.patch(json!({"spec": {"version": TO, "rollback": {"rehearse": rehearse}}})).await?;
+    if demanded {
+        site.ingest_while_stopped("ingested-by-the-new-version").await?;
+    }
     let release = site.until_ended(Ended::Succeeded).await?;
+    if demanded {
+        let checks = site.attempt().await?.status.context("a journal")?.checks;
+        let telemetry = checks.iter().find(|check| check.name == TELEMETRY).context("a result of the check")?;
+        ensure!(telemetry.result == Verdict::Passed, "{telemetry:?}");
+    }
     is_upgraded(site, &release, &before).await
+}
+
+/// The sample's check that telemetry shows what the new version's workers ingest.
+pub const TELEMETRY: &str = "telemetry";
+
+/// Fails the upgrade when telemetry shows no event since the new servers started. Answers false where there are no workers
+/// whose events it could show.
+pub fn demand_events(release: &mut MemoriaRelease) -> bool {
+    let Some(check) = release.spec.checks.iter_mut().find(|check| check.name == TELEMETRY) else { return false };
+    check.required = true;
+    check.within = GoDuration::from_secs(60);
+    true
 }
 
 /// Workloads that a release has upgraded are its own.

@@ -25,7 +25,7 @@ pub const SILENT_MIGRATION: &str = "1.0.1-silent-migrate";
 /// Its server changes the schema when it starts, and then dies.
 pub const ALTERS_THEN_CRASHES: &str = "1.0.1-alters-then-crashes";
 /// Its sample bootstrap fails, when ingestion is long back.
-const BOOTSTRAP_FAILS: &str = "1.0.1-bootstrap-fails";
+pub const BOOTSTRAP_FAILS: &str = "1.0.1-bootstrap-fails";
 
 #[tokio::test]
 async fn a_failing_migration_is_taken_back_on_postgresql_15() -> Outcome {
@@ -141,7 +141,7 @@ async fn late_writes_are_set_aside_only_with_a_persons_word() -> Outcome {
             ["IngestionReenable", "Verification"].contains(&standing(release).0.as_str()).then_some(())
         })
         .await?;
-        write_as_a_client(site).await?;
+        write_as_a_client(site, [3, 2, 1]).await?;
         let release = site
             .until("the question", UPGRADED, |release| {
                 condition(release, "AwaitingDecision").is_some().then(|| release.clone())
@@ -168,12 +168,14 @@ async fn late_writes_are_set_aside_only_with_a_persons_word() -> Outcome {
     .await
 }
 
-/// Three rows come, two change and one goes while the new version serves.
-pub async fn write_as_a_client(site: &Site) -> Outcome {
-    let sql = "INSERT INTO teams (team_id, name, slug, created_at, updated_at) \
-                 SELECT 'late-' || n, 'late', 'late-' || n, now(), now() FROM generate_series(1, 3) n; \
-               UPDATE chat_history SET user_input = 'late' WHERE chat_id IN (SELECT chat_id FROM chat_history ORDER BY 1 LIMIT 2); \
-               DELETE FROM memory_access_events WHERE id = (SELECT max(id) FROM memory_access_events)";
+/// That many rows come, change and go while the new version serves.
+pub async fn write_as_a_client(site: &Site, [inserted, updated, deleted]: [u32; 3]) -> Outcome {
+    let sql = &format!(
+        "INSERT INTO teams (team_id, name, slug, created_at, updated_at) \
+           SELECT 'late-' || n, 'late', 'late-' || n, now(), now() FROM generate_series(1, {inserted}) n; \
+         UPDATE chat_history SET user_input = 'late' WHERE chat_id IN (SELECT chat_id FROM chat_history ORDER BY 1 LIMIT {updated}); \
+         DELETE FROM memory_access_events WHERE id IN (SELECT id FROM memory_access_events ORDER BY id DESC LIMIT {deleted})"
+    );
     let psql = [
         "exec",
         "memoria-postgres-0",

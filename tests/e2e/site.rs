@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     path::PathBuf,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -46,11 +47,13 @@ pub struct Options {
     pub small: bool,
     /// One server with an SQLite file instead of all that.
     pub sqlite: bool,
+    /// What the data is made from.
+    pub seed: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { postgres: 15, rows: 2_000, small: true, sqlite: false }
+        Self { postgres: 15, rows: 2_000, small: true, sqlite: false, seed: 1 }
     }
 }
 
@@ -58,6 +61,8 @@ pub struct Site {
     pub namespace: String,
     pub client: Client,
     pub options: Options,
+    /// Ids of memories that went into the queue: an upgraded Memoria must hold them.
+    queued: Mutex<Vec<String>>,
     begin: Instant,
 }
 
@@ -86,13 +91,15 @@ impl Site {
         let mut up = Command::new(environment::xtask()?);
         up.args(["memoria", "up", "--namespace", &namespace, "--postgres", &options.postgres.to_string()]);
         up.args(["--rows", &options.rows.to_string(), "--label", &format!("{}=true", environment::NAMESPACE_LABEL)]);
+        up.args(["--seed", &options.seed.to_string()]);
         if options.small {
             up.arg("--small");
         }
         if options.sqlite {
             up.args(["--database", "sqlite"]);
         }
-        let site = Self { namespace, client: environment::client().await?, options, begin: Instant::now() };
+        let client = environment::client().await?;
+        let site = Self { namespace, client, options, queued: Mutex::default(), begin: Instant::now() };
         site.say("installing Memoria");
         environment::run(&mut up, None).await.context("cannot install Memoria")?;
         site.say("Memoria runs");
@@ -139,7 +146,12 @@ impl Site {
 
     /// Creates the release with the running version, and waits until it is adopted.
     pub async fn adopt(&self) -> Result<()> {
-        self.create(&self.new_release()?).await?;
+        self.adopt_as(&self.new_release()?).await
+    }
+
+    /// The same with a release of the test's own.
+    pub async fn adopt_as(&self, release: &MemoriaRelease) -> Result<()> {
+        self.create(release).await?;
         self.until("adopted", SOON, |release| ready(release).then_some(())).await
     }
 
@@ -274,6 +286,29 @@ impl Site {
         let directory = directory.rsplit('/').next().unwrap_or_default().to_owned();
         let node = name.strip_suffix(&format!("-{directory}")).context("volumes are named after their nodes")?;
         Ok(environment::cluster_state()?.join("nodes").join(node).join("volumes").join(directory))
+    }
+
+    /// Puts a memory into the queue as soon as writers are stopped: the first who can take it is a worker of the version
+    /// that comes back.
+    pub async fn ingest_while_stopped(&self, memory_id: &str) -> Result<()> {
+        self.until("writers to be stopped", UPGRADED, |release| condition(release, "IngestionStopped")).await?;
+        let job = json!({"memory_id": memory_id, "user_input": "written while the upgrade ran"});
+        self.enqueue(&job.to_string()).await?;
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner).push(memory_id.to_owned());
+        Ok(())
+    }
+
+    /// Ids of all memories that went into the queue.
+    pub fn queued(&self) -> Vec<String> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives the queue one job, or `{"jobs": […]}`, as text.
+    pub async fn enqueue(&self, jobs: &str) -> Result<()> {
+        let post =
+            "import sys, urllib.request as r; r.urlopen(r.Request('http://127.0.0.1:8080/jobs', sys.argv[1].encode()))";
+        let exec = ["-n", &self.namespace, "exec", "deployment/memoria-queue", "--", "python", "-c", post];
+        environment::kubectl(&[&exec[..], &[jobs]].concat()).await.map(drop)
     }
 
     async fn flag(&self) -> Result<String> {

@@ -25,7 +25,7 @@ use crate::{
     site::{Options, SOON, Site, TO, UPGRADED, condition, standing, with_site},
 };
 
-pub const SQLITE: Options = Options { postgres: 15, rows: 2_000, small: true, sqlite: true };
+pub const SQLITE: Options = Options { postgres: 15, rows: 2_000, small: true, sqlite: true, seed: 1 };
 
 #[tokio::test]
 async fn an_upgrade_of_an_sqlite_file_keeps_every_promise() -> Outcome {

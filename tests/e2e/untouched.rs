@@ -98,7 +98,7 @@ async fn a_suspended_release_waits_and_an_abort_puts_everything_back() -> Outcom
 }
 
 /// A person orders the end of the attempt.
-async fn abort(site: &Site) -> Outcome {
+pub async fn abort(site: &Site) -> Outcome {
     let decision = MemoriaDecision {
         metadata: ObjectMeta { name: Some("enough".into()), ..ObjectMeta::default() },
         spec: MemoriaDecisionSpec {

@@ -64,6 +64,10 @@ impl Ready {
     pub async fn new(more: &str) -> Self {
         let (cluster, site) = (Cluster::start().await, Site::new());
         cluster.app(&format!("{MEMORIA}; {more}")).await;
+        Self::of(cluster, site).await
+    }
+
+    async fn of(cluster: Cluster, site: Site) -> Self {
         let answer = site.run(&JobOrder::Snapshot(snapshot_order(&cluster).await), &cluster).await;
         let Some(Facts::Snapshot(facts)) = answer.report.facts else { panic!("{:?}", answer.report) };
         let manifest = fs::read(site.storage.join(DIRECTORY).join("manifest.json")).unwrap();
@@ -187,6 +191,39 @@ async fn everything_comes_back_and_what_the_migration_made_is_gone() {
     assert_eq!(evidence.sequences_after["public.memory_access_events_id_seq"].last_value, 305);
     assert!(evidence.started_at < evidence.restored_at && evidence.verified_at.unwrap() > evidence.restored_at);
     holds_no_password(&ready.site.storage);
+}
+
+#[tokio::test]
+async fn an_extension_that_the_owner_may_not_create_stays_with_its_data() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    let mut admin = cluster.admin().await;
+    let trusted: (bool,) =
+        sqlx::query_as("SELECT bool_or(trusted) FROM pg_available_extension_versions WHERE name = 'moddatetime'")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
+    assert!(!trusted.0, "anybody may create it; the test is void");
+    run(&mut admin, "CREATE EXTENSION moddatetime").await;
+    cluster
+        .app(
+            "CREATE TABLE notes (id serial PRIMARY KEY, text text, at timestamp);
+             CREATE TRIGGER stamp BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION moddatetime(at);
+             INSERT INTO notes (text) SELECT 'note ' || n FROM generate_series(1, 9) n",
+        )
+        .await;
+    let ready = Ready::of(cluster, site).await;
+    ready
+        .cluster
+        .app("UPDATE notes SET text = 'changed'; DROP TRIGGER stamp ON notes; ALTER TABLE notes DROP at")
+        .await;
+    ready.restore().await.is(true, "Done", None);
+    ready.is_the_snapshot().await;
+    // The trigger that needs the extension works again.
+    ready.cluster.app("UPDATE notes SET text = 'once more' WHERE id = 1").await;
+    let mut admin = ready.cluster.admin().await;
+    let stamped = count(&mut admin, "SELECT count(*) FROM notes WHERE at IS NOT NULL").await;
+    assert_eq!(stamped, 1);
 }
 
 #[tokio::test]

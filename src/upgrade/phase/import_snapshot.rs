@@ -27,8 +27,9 @@ pub const BASELINE: &str = "baseline";
 pub const ACCEPTED: &str = "accepted";
 /// Remembered here for each Job that ended without an answer.
 const LOST: &str = "lost-";
-/// How many Jobs may be lost before the way back counts as failed.
-const MAX_LOST: usize = 8;
+/// How many Jobs may be lost before the way back counts as failed. Each costs half a minute and nothing else, because a
+/// restore that is not committed has not happened; a way back that gives up keeps writers stopped until a person comes.
+const MAX_LOST: usize = 20;
 
 /// Steps of the plan: the second one is the same order after a person accepted the loss.
 pub const RESTORE: &str = "restore";

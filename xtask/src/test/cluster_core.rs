@@ -1,6 +1,6 @@
 //! The third tier: upgrades of real Memorias on the two-node cluster, the operator installed by its chart.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -40,6 +40,11 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
         },
         Part { name: "leftovers of earlier runs", run: Box::new(clean_up) },
     ];
+    if only == [matrix::FILTER] {
+        parts.push(Part { name: "the operator, by its chart", run: Box::new(install) });
+        parts.push(Part { name: "cells of the fault matrix", run: Box::new(matrix::chosen) });
+        return parts;
+    }
     if !only.is_empty() {
         let mut arguments = only.to_vec();
         let alone = only.iter().any(|filter| filter.starts_with("killed") || filter.starts_with("rescue"));
@@ -58,9 +63,10 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     }
     // All that the upgrades left behind is settled now.
     parts.push(Part { name: "silence of a settled operator", run: Box::new(|| e2e(&["silence::"], &[])) });
-    if all {
-        parts.push(Part { name: "the fault matrix", run: Box::new(matrix::all) });
-    }
+    parts.push(match all {
+        true => Part { name: "the fault matrix", run: Box::new(matrix::all) },
+        false => Part { name: "a sample of the fault matrix", run: Box::new(matrix::sample) },
+    });
     // They kill the operator of all, so nothing else may be under way.
     let killed = if all { vec!["killed::"] } else { KILLED_IN_CI.to_vec() };
     let killed = [&killed[..], &[ALONE]].concat();
@@ -98,14 +104,15 @@ fn canaries() -> Result<Done> {
 }
 
 /// Runs the tests of `tests/e2e` that the arguments choose, with more of an environment.
-pub fn e2e(arguments: &[impl AsRef<OsStr>], environment: &[(&str, &OsStr)]) -> Result<Done> {
+pub fn e2e(arguments: &[impl AsRef<OsStr>], environment: &[(&str, OsString)]) -> Result<Done> {
     let mut test = cargo(&["test", "--test", "e2e"])?;
     test.args(EVERYTHING).arg("--").args(arguments).arg("--nocapture");
     // A failed test's own words say more than where they were put together.
     test.envs(cluster::client_environment()?).env("RUST_BACKTRACE", "0");
     test.env("MEMORIA_TEST_XTASK", std::env::current_exe().context("cannot tell which program this is")?);
     test.env("MEMORIA_TEST_IMAGES", images::index_file()?);
-    test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?).envs(environment.iter().copied());
+    test.env("MEMORIA_TEST_CLUSTER_STATE", cluster::state_dir()?)
+        .envs(environment.iter().map(|(name, value)| (name, value)));
     succeed(&mut test)
 }
 

@@ -1,119 +1,216 @@
-//! The fault matrix: the cells that `tests/e2e/matrix.rs` runs, and the document made of their results.
+//! The fault matrix: the cells that `tests/e2e/matrix/` runs, and the document made of their results.
+//!
+//! Results accumulate in the cache, so that the matrix can be run in slices; each cell's line knows its commit and seed.
+
+mod elsewhere;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::Done;
 use super::cluster_core::e2e;
 use crate::place;
 
-const FILTER: &str = "matrix::";
+/// The tests that run cells.
+pub const FILTER: &str = "matrix::";
+/// Which cells are run; the tests know it, too.
+const CELLS: &str = "MEMORIA_TEST_CELLS";
+/// Cells that CI runs, two at a time: three minutes.
+const SAMPLE: usize = 2;
 
-/// What one cell said at its end.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Cell {
+const DATABASES: [&str; 3] = ["postgresql-15", "postgresql-17", "sqlite"];
+
+/// One line of the results.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Line {
+    /// All faults in their order, on a line of its own; the rest is empty then.
+    faults: Vec<String>,
     fault: String,
     database: String,
-    /// Why the cell makes no sense; the rest is empty then.
+    /// Why the cell makes no sense.
     not: Option<String>,
-    #[serde(default)]
+    /// Why it did not end as it must.
+    error: Option<String>,
     end: String,
-    #[serde(default)]
     failed: String,
     seconds: Option<u64>,
     writers_stopped_seconds: Option<i64>,
+    commit: String,
+    seed: u32,
 }
 
-/// Runs every cell, and writes `docs/fault-matrix.md` when all of them ended as they must.
+/// Runs every cell anew, or those that the environment names, and writes the document.
 pub fn all() -> Result<Done> {
-    let results = place::cache()?.join("fault-matrix.jsonl");
-    let _ = fs::remove_file(&results);
-    let chosen = std::env::var_os("MEMORIA_TEST_CELLS").unwrap_or_else(|| "all".into());
-    let done = e2e(&[FILTER], &[("MEMORIA_TEST_CELLS", &chosen), ("MEMORIA_TEST_MATRIX", results.as_os_str())])?;
-    let document = place::root()?.join("docs/fault-matrix.md");
-    fs::write(&document, render(&read(&results)?, &commit()?)).with_context(|| document.display().to_string())?;
-    Ok(done)
+    if std::env::var_os(CELLS).is_none() {
+        let _ = fs::remove_file(results()?);
+    }
+    let chosen = std::env::var_os(CELLS).unwrap_or_else(|| "all".into());
+    run(chosen)
 }
 
-fn read(results: &Path) -> Result<Vec<Cell>> {
+/// Runs the cells that the environment names, and writes the document of all that are known.
+pub fn chosen() -> Result<Done> {
+    run(std::env::var_os(CELLS).with_context(|| format!("name cells in {CELLS}, or all"))?)
+}
+
+/// Runs some cells, chosen by the commit. Each commit has others, so that in time all of them are seen.
+pub fn sample() -> Result<Done> {
+    let commit = commit()?;
+    println!("    {SAMPLE} cells of the fault matrix, chosen by commit {commit}");
+    e2e(&[FILTER], &environment(format!("sample:{commit}:{SAMPLE}").into(), None)?)
+}
+
+fn run(cells: OsString) -> Result<Done> {
+    let results = results()?;
+    let done = e2e(&[FILTER], &environment(cells, Some(&results))?);
+    // Also of a run in which a cell failed: the document says so.
+    let document = place::root()?.join("docs/fault-matrix.md");
+    fs::write(&document, render(&read(&results)?, &commit()?)?).with_context(|| document.display().to_string())?;
+    done
+}
+
+fn environment(cells: OsString, results: Option<&Path>) -> Result<Vec<(&'static str, OsString)>> {
+    let commit = commit()?;
+    let seed = match std::env::var("MEMORIA_TEST_SEED") {
+        Ok(seed) => seed,
+        Err(_) => seed(&commit).to_string(),
+    };
+    let mut all = vec![(CELLS, cells), ("MEMORIA_TEST_COMMIT", commit.into()), ("MEMORIA_TEST_SEED", seed.into())];
+    all.extend(results.map(|path| ("MEMORIA_TEST_MATRIX", path.as_os_str().to_owned())));
+    Ok(all)
+}
+
+/// A seed that the same commit always has.
+fn seed(commit: &str) -> u32 {
+    // Three bytes: everything that takes a seed takes as much.
+    commit.get(..6).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(1)
+}
+
+fn results() -> Result<PathBuf> {
+    Ok(place::cache()?.join("fault-matrix.jsonl"))
+}
+
+fn read(results: &Path) -> Result<Vec<Line>> {
     let text = fs::read_to_string(results).with_context(|| results.display().to_string())?;
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
+/// The commit that is tested, with a `+` where something else than documents differs from it.
 fn commit() -> Result<String> {
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(place::root()?).output()?;
+    let mut commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    if !git(&["status", "--porcelain", "--", ".", ":!docs"])?.is_empty() {
+        commit.push('+');
+    }
+    Ok(commit)
+}
+
+fn git(args: &[&str]) -> Result<String> {
+    let output = Command::new("git").args(args).current_dir(place::root()?).output().context("cannot start git")?;
+    if !output.status.success() {
+        bail!("git {} failed: {}", args[0], String::from_utf8_lossy(&output.stderr).trim());
+    }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn render(cells: &[Cell], commit: &str) -> String {
-    let mut faults: Vec<&str> = Vec::new();
-    let mut table: BTreeMap<(&str, &str), &Cell> = BTreeMap::new();
-    for cell in cells {
-        if !faults.contains(&cell.fault.as_str()) {
-            faults.push(&cell.fault);
+/// The latest line of each cell counts.
+fn render(lines: &[Line], commit: &str) -> Result<String> {
+    let last = lines.iter().rposition(|line| !line.faults.is_empty()).context("the results name no faults")?;
+    let faults = &lines[last];
+    // Which cells make no sense, the latest run said again.
+    let counts = lines.iter().enumerate().filter(|(n, line)| *n > last || line.not.is_none());
+    let table: BTreeMap<_, _> = counts.map(|(_, line)| ((line.fault.as_str(), line.database.as_str()), line)).collect();
+    let mut rows = String::new();
+    let (mut passed, mut cells) = (0, 0);
+    for fault in &faults.faults {
+        let _ = write!(rows, "| {fault} |");
+        for database in DATABASES {
+            let line = table.get(&(fault.as_str(), database));
+            cells += usize::from(line.is_none_or(|line| line.not.is_none()));
+            passed += usize::from(line.is_some_and(|line| line.not.is_none() && line.error.is_none()));
+            let _ = write!(
+                rows,
+                " {} |",
+                line.map_or_else(|| "not run".to_owned(), |line| said(line, commit, faults.seed))
+            );
         }
-        table.insert((&cell.fault, &cell.database), cell);
+        rows.push('\n');
     }
-    let databases = ["postgresql-15", "postgresql-17", "sqlite"];
-    let mut text = format!(
+    Ok(format!(
         "# What happens when it goes wrong\n\
-         Made by `cargo xtask test --all` at commit `{commit}`. Each cell is one upgrade of a real Memoria on a real\n\
-         cluster into which that fault was put. It is in the table because the independent checkers found what they must:\n\
-         after a way back image digests, every row of every table, sequences, schema and grants as they were *before the\n\
-         old servers started*; after that replicas, flags and configuration, too. The seconds are those of the whole cell,\n\
-         with two cells at a time on two cores; in brackets how long writers were stopped.\n\n\
-         | fault | {} |\n|---|{}\n",
-        databases.join(" | "),
-        "---|".repeat(databases.len())
-    );
-    for fault in faults {
-        let _ = write!(text, "| {fault} |");
-        for database in databases {
-            let said = match table.get(&(fault, database)) {
-                None => "not run".to_owned(),
-                Some(Cell { not: Some(why), .. }) => format!("n/a: {why}"),
-                Some(cell) => {
-                    let failed = if cell.failed.is_empty() { String::new() } else { format!(" from {}", cell.failed) };
-                    let stopped = cell.writers_stopped_seconds.map(|s| format!(" ({s} s)")).unwrap_or_default();
-                    format!("{}{failed}, {} s{stopped}", cell.end, cell.seconds.unwrap_or_default())
-                }
-            };
-            let _ = write!(text, " {said} |");
-        }
-        text.push('\n');
+         Made by `cargo xtask test --all` at commit `{commit}` with seed {seed}: {passed} of {cells} cells ended as they must.\n\
+         Each cell is one upgrade of a real Memoria on a real cluster into which that fault was put. The independent checkers\n\
+         of `tests/checkers/` looked at it then: after a way back at image digests, every row of every table, sequences (the\n\
+         next insert works), schema and grants, *before the old servers started*, because those rewrite data; and again after\n\
+         that, with replicas, flags, settings and conditions. For the last ten seconds the operator wrote nothing.\n\n\
+         A cell says how the upgrade ended, the phase that failed, the seconds of the whole cell, two at a time on two cores,\n\
+         and in brackets how long writers were stopped. A cell that was run at another commit or with another seed names it.\n\n\
+         | fault | {databases} |\n|---|{line}\n{rows}\n{elsewhere}",
+        seed = faults.seed,
+        databases = DATABASES.join(" | "),
+        line = "---|".repeat(DATABASES.len()),
+        elsewhere = elsewhere::render(),
+    ))
+}
+
+fn said(line: &Line, commit: &str, seed: u32) -> String {
+    let mut at = String::new();
+    if line.commit != commit {
+        let _ = write!(at, " at `{}`", line.commit);
     }
-    text
+    if line.seed != seed {
+        let _ = write!(at, " with seed {}", line.seed);
+    }
+    if let Some(why) = &line.not {
+        return format!("n/a: {why}");
+    }
+    if let Some(error) = &line.error {
+        return format!("**not as it must**{at}: {}", error.replace('|', "/"));
+    }
+    let failed = if line.failed.is_empty() { String::new() } else { format!(" from {}", line.failed) };
+    let stopped = line.writers_stopped_seconds.map(|s| format!(" ({s} s)")).unwrap_or_default();
+    format!("{}{failed}, {} s{stopped}{at}", line.end, line.seconds.unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Cell, render};
+    use super::{Line, render, seed};
 
     #[test]
-    fn a_table_tells_ends_cells_that_make_no_sense_and_cells_that_were_not_run() {
+    fn a_table_tells_ends_failures_cells_that_make_no_sense_and_cells_that_were_not_run() {
         let lines = [
-            r#"{"fault":"hangs","database":"sqlite","end":"RolledBack","failed":"Migrate","seconds":140,"writersStoppedSeconds":99}"#,
-            r#"{"fault":"hangs","database":"postgresql-15","end":"refused","seconds":9,"writersStoppedSeconds":null}"#,
-            r#"{"fault":"restarts","database":"sqlite","not":"a file has no server"}"#,
+            r#"{"faults":["hangs","restarts"],"commit":"abc","seed":7}"#,
+            r#"{"fault":"hangs","database":"sqlite","error":"it hung | on","commit":"abc","seed":7}"#,
+            r#"{"fault":"hangs","database":"sqlite","end":"RolledBack","failed":"Migrate","seconds":140,"writersStoppedSeconds":99,"commit":"abc","seed":7}"#,
+            r#"{"fault":"hangs","database":"postgresql-15","end":"nothing touched","seconds":9,"writersStoppedSeconds":null,"commit":"def","seed":8}"#,
+            r#"{"fault":"restarts","database":"sqlite","not":"a file has no server","commit":"def","seed":7}"#,
+            r#"{"fault":"restarts","database":"postgresql-17","error":"it | did","commit":"abc","seed":7}"#,
+            r#"{"fault":"gone","database":"sqlite","end":"Succeeded","seconds":1,"commit":"abc","seed":7}"#,
         ];
-        let cells: Vec<Cell> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let text = render(&cells, "abc");
-        let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).collect();
+        let lines: Vec<Line> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let text = render(&lines, "abc").unwrap();
+        let rows: Vec<_> = text.lines().skip_while(|line| !line.starts_with("| ")).take(4).collect();
         assert_eq!(
             rows,
             [
                 "| fault | postgresql-15 | postgresql-17 | sqlite |",
-                "| hangs | refused, 9 s | not run | RolledBack from Migrate, 140 s (99 s) |",
-                "| restarts | not run | not run | n/a: a file has no server |",
+                "|---|---|---|---|",
+                "| hangs | nothing touched, 9 s at `def` with seed 8 | not run | RolledBack from Migrate, 140 s (99 s) |",
+                "| restarts | not run | **not as it must**: it / did | n/a: a file has no server |",
             ]
         );
-        assert!(text.contains("`abc`"));
+        assert!(text.contains("`abc` with seed 7: 2 of 5 cells"), "{text}");
+    }
+
+    #[test]
+    fn a_commit_has_one_seed() {
+        assert_eq!((seed("00000a123456"), seed("ffffff123456"), seed("")), (10, 0xff_ffff, 1));
     }
 }
