@@ -39,7 +39,7 @@ async fn every_chosen_cell_ends_as_it_must() -> Outcome {
         .collect();
     let wanted = env::var("MEMORIA_TEST_CELLS").unwrap_or_else(|_| "sample:0:1".to_owned());
     let chosen = choose(&cells, &wanted)?;
-    let names: Vec<_> = chosen.iter().map(|cell| name(cell)).collect();
+    let names: Vec<_> = chosen.iter().map(name).collect();
     println!("{} of {} cells, seed {}: {}", chosen.len(), cells.len(), seed()?, names.join(", "));
     record_table(&faults)?;
     let ends: Vec<_> = stream::iter(chosen).map(run).buffer_unordered(AT_ONCE).collect().await;
