@@ -161,13 +161,13 @@ pub async fn disturb(site: &Site, during: During) -> Outcome {
         During::MetricStale => {
             begins(site, "SnapshotExport").await?;
             select(site, STALE).await?;
-            let release = site
+            let hold = site
                 .until("a hold for want of a fresh value", UPGRADED, |release| {
                     let hold = release.status.as_ref()?.hold.as_ref()?;
                     (hold.phase == "IngestionReenable" && hold.reason == "CheckInconclusive").then(|| hold.clone())
                 })
                 .await?;
-            ensure!(release.message.contains("2020-02-02"), "it does not say how old the value is: {release:?}");
+            ensure!(hold.message.contains("the data is stale"), "it does not say what is wrong: {}", hold.message);
             select(site, QUEUE).await
         }
         During::Ingestion => site.ingest_while_stopped("never-to-be-seen").await,

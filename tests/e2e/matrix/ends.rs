@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memoria_operator::{
     api::{
         MemoriaRelease, MemoriaUpgradeStatus,
@@ -48,7 +48,7 @@ pub async fn meet(site: &Site, fault: &Fault, before: &Captured) -> Outcome {
             untouched(site, before).await?;
         }
         End::Back(phase, category) => {
-            tokio::try_join!(restored_exactly(site, before), disturb(site, fault.during))?;
+            comes_back(site, fault.during, before).await?;
             let release = site.until_ended(Ended::RolledBack).await?;
             ensure!(standing(&release).1 == "RolledBack", "{:?}", standing(&release));
             let journal = journal(site).await?;
@@ -60,6 +60,26 @@ pub async fn meet(site: &Site, fault: &Fault, before: &Captured) -> Outcome {
         End::Ordered => ordered(site, fault.during, before).await?,
     }
     is_silent(site).await
+}
+
+/// Lets the fault happen, and proves the restore, which must not need a person.
+async fn comes_back(site: &Site, during: During, before: &Captured) -> Outcome {
+    let back = async { tokio::try_join!(restored_exactly(site, before), disturb(site, during)).map(drop) };
+    tokio::select! {
+        done = back => done,
+        asked = is_asked(site) => bail!("a person is asked: {}", asked?),
+    }
+}
+
+/// Waits for a question; a release that is gone has none.
+async fn is_asked(site: &Site) -> Result<String> {
+    loop {
+        let release = site.api::<MemoriaRelease>().get_opt(RELEASE).await?;
+        if let Some(question) = release.as_ref().and_then(|release| condition(release, "AwaitingDecision")) {
+            return Ok(question);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 async fn refused(site: &Site, before: &Captured, words: &[&str]) -> Outcome {
@@ -111,12 +131,12 @@ async fn ordered(site: &Site, during: During, before: &Captured) -> Outcome {
     let (phase, deleted) = match during {
         During::Abort(phase) => (phase, false),
         During::Deletion(phase) => (phase, true),
-        _ => anyhow::bail!("nobody orders anything"),
+        _ => bail!("nobody orders anything"),
     };
     let place = |name: &str| FORWARD.iter().position(|phase| phase.name == name);
     let moved = place(phase) >= place(IMAGE_BUMP);
     if moved {
-        tokio::try_join!(restored_exactly(site, before), disturb(site, during))?;
+        comes_back(site, during, before).await?;
     } else {
         disturb(site, during).await?;
     }
