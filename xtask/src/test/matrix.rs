@@ -151,7 +151,8 @@ fn render(lines: &[Line], commit: &str) -> Result<String> {
          next insert works), schema and grants, *before the old servers started*, because those rewrite data; and again after\n\
          that, with replicas, flags, settings and conditions. For the last ten seconds the operator wrote nothing.\n\n\
          A cell says how the upgrade ended, the phase that failed, the seconds of the whole cell, two at a time on two cores,\n\
-         and in brackets how long writers were stopped. A cell that was run at another commit or with another seed names it.\n\n\
+         and in brackets how long writers were stopped. A cell that was run at another commit or with another seed names it.\n\
+         Cells that fail after Start have a `dataLossBudget`: starting servers rewrite rows, and without one a person is asked.\n\n\
          | fault | {databases} |\n|---|{line}\n{rows}\n{elsewhere}",
         seed = faults.seed,
         databases = DATABASES.join(" | "),
