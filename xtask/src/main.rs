@@ -1,6 +1,7 @@
 //! The project's chores: `cargo xtask --help`.
 
 mod bench;
+mod checkers;
 mod clock;
 mod cluster;
 mod demo;

@@ -5,8 +5,14 @@ mod by_hand;
 mod client;
 mod event;
 mod idle;
+mod figures;
+mod memory;
 mod recorder;
+mod remains;
 mod report;
+mod rollback;
+mod rollback_report;
+mod stage;
 mod timeline;
 mod upgrade;
 
@@ -25,11 +31,14 @@ enum Action {
     Upgrade(upgrade::Options),
     /// Memory and writes of an operator that has nothing to do
     Idle(idle::Options),
+    /// The way back from the same failed upgrade by the operator and by the announcement's commands, in turns
+    Rollback(rollback::Options),
 }
 
 pub fn run(args: Args) -> Result<()> {
     match args.action {
         Action::Upgrade(options) => upgrade::run(&options),
         Action::Idle(options) => idle::run(&options),
+        Action::Rollback(options) => rollback::run(&options),
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::by_hand::{Migrations, Said};
+use super::figures::{self, seconds, shown};
 use super::timeline::Gap;
 use super::upgrade::{Options, OwnShare, Way};
 
@@ -137,39 +138,13 @@ fn of(runs: &[Run], way: Way, pick: fn(&Run) -> f64) -> Vec<f64> {
     runs.iter().filter(|run| run.way == way).map(pick).collect()
 }
 
-/// The operator's median over the quiesced one's, to two places. `None` where there is nothing to divide by.
+/// The operator's median over the quiesced one's.
 fn ratio(runs: &[Run], pick: fn(&Run) -> f64) -> Option<f64> {
-    let operator = median(&of(runs, Way::Operator, pick))?;
-    let quiesced = median(&of(runs, Way::Quiesced, pick)).filter(|seconds| *seconds > 0.0)?;
-    Some((operator / quiesced * 100.0).round() / 100.0)
-}
-
-/// Of an even number of values, the mean of the two in the middle.
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        odd if odd % 2 == 1 => Some(sorted[middle]),
-        _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
-    }
-}
-
-fn shown(values: &[f64]) -> String {
-    let all: Vec<_> = values.iter().map(|value| format!("{value:.1}")).collect();
-    match median(values) {
-        Some(median) => format!("{median:>6.1}   ({})", all.join(", ")),
-        None => "–".to_owned(),
-    }
+    figures::ratio(&of(runs, Way::Operator, pick), &of(runs, Way::Quiesced, pick))
 }
 
 fn sum(gaps: &[Gap]) -> f64 {
     seconds(gaps.iter().map(Gap::millis).sum())
-}
-
-fn seconds(millis: u64) -> f64 {
-    std::time::Duration::from_millis(millis).as_secs_f64()
 }
 
 #[cfg(test)]
@@ -181,13 +156,6 @@ mod tests {
         let own = OwnShare { by_condition: vec![gap.clone()], by_pod: vec![gap.clone(), gap] };
         let own = (way == Way::Operator).then_some(own);
         Run { way, wall, writers_stopped, down_seconds: 0.5, polls: 10, own, said: None }
-    }
-
-    #[test]
-    fn the_median_is_the_middle_or_the_mean_of_the_two_there() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median(&[]), None);
     }
 
     #[test]

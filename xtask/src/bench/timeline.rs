@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::event::{Event, State, WRITERS};
+use super::event::{Event, State, WORKLOADS, WRITERS};
 
 /// The part of the clock that is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +126,34 @@ pub fn writers_stopped(events: &[Event], window: Window) -> u64 {
         }
     }
     stopped.map_or(0, |from| back.unwrap_or(window.end) - from)
+}
+
+/// When a pod of one of the operator's Jobs was first known to have ended, by a part of its name.
+pub fn pod_ended(events: &[Event], name: &str) -> Option<u64> {
+    let ended = |event: &&Event| event.object.contains(name) && event.state == State::JobPod { ended: true };
+    events.iter().find(ended).map(|event| event.millis)
+}
+
+/// Since when, after `from`, every workload has had all its pods, available, and the maintenance flag was off. `None`
+/// while one of them is at zero or not back. When they are stopped again, the last return counts.
+pub fn serves_again(events: &[Event], from: u64) -> Option<u64> {
+    let mut now: BTreeMap<&str, &State> = BTreeMap::new();
+    let mut back = None;
+    for event in events {
+        now.insert(event.object.as_str(), &event.state);
+        if event.millis <= from {
+            continue;
+        }
+        let workloads = || WORKLOADS.iter().map(|name| now.get(format!("Deployment/{name}").as_str()));
+        let wanted = |state: Option<&&State>| matches!(state, Some(State::Deployment { wanted, .. }) if *wanted > 0);
+        let paused = now.values().any(|state| **state == State::Flag { maintenance: true });
+        if paused || !workloads().all(wanted) {
+            back = None;
+        } else if workloads().flatten().all(|state| is_settled(state)) {
+            back = back.or(Some(event.millis));
+        }
+    }
+    back
 }
 
 fn is_writer(object: &str) -> bool {
@@ -332,5 +360,42 @@ mod tests {
             deployment(6_000, "memoria-server", 2, true),
         ];
         assert_eq!(writers_stopped(&events, WINDOW), 4_000);
+    }
+
+    #[test]
+    fn a_version_serves_again_when_all_workloads_are_back_and_the_flag_is_off() {
+        let flag = |millis, maintenance| event(millis, "ConfigMap/memoria-flags", State::Flag { maintenance });
+        let mut events = vec![
+            deployment(0, "memoria-server", 0, true),
+            deployment(0, "memoria-worker", 0, true),
+            deployment(0, "memoria-dashboard", 0, true),
+            flag(0, true),
+            deployment(2_000, "memoria-server", 2, false),
+            deployment(4_000, "memoria-server", 2, true),
+            deployment(4_500, "memoria-dashboard", 1, true),
+            deployment(5_000, "memoria-worker", 2, true),
+        ];
+        assert_eq!(serves_again(&events, 1_000), None);
+        events.push(flag(5_500, false));
+        assert_eq!(serves_again(&events, 1_000), Some(5_500));
+        // A pod that is unready for a moment is no second stop; a scale to zero is.
+        events.push(deployment(6_000, "memoria-server", 2, false));
+        events.push(deployment(6_500, "memoria-server", 2, true));
+        assert_eq!(serves_again(&events, 1_000), Some(5_500));
+        events.push(deployment(7_000, "memoria-server", 0, true));
+        assert_eq!(serves_again(&events, 1_000), None);
+    }
+
+    #[test]
+    fn a_failed_steps_pod_is_found_by_its_name() {
+        let pod = |millis, name: &str, ended| event(millis, &format!("Pod/{name}"), State::JobPod { ended });
+        let events = [
+            pod(1, "memoria-1-snapshot-abcde", true),
+            pod(2, "memoria-1-migrate-abcde", false),
+            pod(3, "memoria-1-migrate-abcde", true),
+            pod(4, "memoria-1-migrate-abcde", true),
+        ];
+        assert_eq!(pod_ended(&events, "-migrate-"), Some(3));
+        assert_eq!(pod_ended(&events, "-restore-"), None);
     }
 }

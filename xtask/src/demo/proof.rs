@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::cluster::{self, Target, command};
 use crate::kube::Kube;
 use crate::memoria::Database;
-use crate::{operator, place};
+use crate::{checkers, operator, place};
 
 /// The watch of command lines ends by itself after this many seconds, should nobody end it.
 const WATCH_SECONDS: &str = "3600";
@@ -297,14 +297,8 @@ impl Proof {
         self.directory.join(name)
     }
 
-    /// A checker that talks to the same cluster as `kubectl` does.
     fn checker(&self, program: &str) -> Result<Command> {
-        let mut python = Command::new("python3");
-        python.arg("-B").arg(place::root()?.join("tests/checkers").join(program));
-        let kubectl = self.kube.kubectl(&[])?;
-        for (name, value) in kubectl.get_envs() {
-            python.env(name, value.unwrap_or_default());
-        }
+        let mut python = checkers::program(&self.kube, program)?;
         if program == "secrets_leaked.py" {
             python.args(["--kubectl", &self.kubectl()?]);
         }
@@ -312,7 +306,7 @@ impl Proof {
     }
 
     fn kubectl(&self) -> Result<String> {
-        Ok(cluster::shell_quoted(&self.kube.kubectl(&[])?.get_program().to_string_lossy()))
+        checkers::kubectl(&self.kube)
     }
 
     /// A copy of the SQLite file: by Python in the server's own container while one has it open, else of the files as
@@ -342,10 +336,8 @@ impl Proof {
         Ok(path)
     }
 
-    /// A psql in the database's own pod: there the socket needs no password.
     fn psql(&self) -> Result<String> {
-        let kubectl = self.kubectl()?;
-        Ok(format!("{kubectl} -n {} exec -i memoria-postgres-0 -- psql -h /tmp -U memoria memoria", self.namespace))
+        checkers::psql(&self.kube, &self.namespace)
     }
 }
 
