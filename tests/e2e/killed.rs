@@ -95,7 +95,7 @@ async fn kill_once_in_each(site: &Site, phases: &[Phase]) -> Outcome {
     Ok(())
 }
 
-async fn kill(site: &Site, phase: &str) -> Outcome {
+pub async fn kill(site: &Site, phase: &str) -> Outcome {
     let pods: Api<Pod> = Api::namespaced(site.client.clone(), OPERATOR);
     let mine = ListParams::default().labels(&format!("app.kubernetes.io/name={OPERATOR}"));
     let running = pods.list(&mine).await?;
@@ -109,6 +109,15 @@ async fn kill(site: &Site, phase: &str) -> Outcome {
 
 /// No Job, candidate or attempt was made twice, whoever was alive.
 fn each_was_created_once(site: &Site, mark: &Mark) -> Result<()> {
+    let created = created(site, mark)?;
+    ensure!(!created.is_empty(), "the audit log knows of no object that the operator made");
+    let twice: Vec<_> = created.iter().filter(|(_, times)| **times > 1).collect();
+    ensure!(twice.is_empty(), "made more than once: {twice:?}");
+    Ok(())
+}
+
+/// How often the operator made each Job, candidate and attempt since then, by `resource/name`.
+pub fn created(site: &Site, mark: &Mark) -> Result<BTreeMap<String, usize>> {
     let mut created: BTreeMap<String, usize> = BTreeMap::new();
     for write in mark.since()?.into_iter().filter(|write| write.is_the_operators() && write.succeeded()) {
         let made = write.verb == "create" && ["jobs", "pods", "memoriaupgrades"].iter().any(|kind| write.of(kind));
@@ -117,8 +126,5 @@ fn each_was_created_once(site: &Site, mark: &Mark) -> Result<()> {
             *created.entry(format!("{}/{}", object.resource, object.name)).or_default() += 1;
         }
     }
-    ensure!(!created.is_empty(), "the audit log knows of no object that the operator made");
-    let twice: Vec<_> = created.iter().filter(|(_, times)| **times > 1).collect();
-    ensure!(twice.is_empty(), "made more than once: {twice:?}");
-    Ok(())
+    Ok(created)
 }

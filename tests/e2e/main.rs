@@ -12,6 +12,7 @@ mod failures;
 mod good;
 mod holds;
 mod killed;
+mod kills;
 mod kinds;
 mod matrix;
 mod rehearsal;

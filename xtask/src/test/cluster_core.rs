@@ -22,9 +22,14 @@ const AT_ONCE: &str = "--test-threads=3";
 /// Modules of upgrades that take longer than CI has time for.
 const LONG: [&str; 5] = ["checks::", "holds::", "kinds::", "rehearsal::migrations", "sqlite::"];
 /// Modules with parts of their own.
-const APART: [&str; 4] = ["--skip=silence::", "--skip=killed::", "--skip=matrix::", "--skip=rescue::"];
+const APART: [&str; 5] =
+    ["--skip=silence::", "--skip=killed::", "--skip=kills::", "--skip=matrix::", "--skip=rescue::"];
 /// Two that kill the one operator would kill it for each other.
 const ALONE: &str = "--test-threads=1";
+/// Modules that kill or stop it.
+const LONELY: [&str; 3] = ["killed", "kills", "rescue"];
+/// Kills at random instants with `--all`; whoever sets the variable decides otherwise.
+const KILLS: (&str, &str) = ("MEMORIA_TEST_KILLS", "100");
 /// One upgrade of each database, killed in every phase; the others take longer than CI has time for.
 const KILLED_IN_CI: [&str; 2] = [
     "killed::the_operator_killed_once_in_every_phase_comes",
@@ -47,7 +52,7 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     }
     if !only.is_empty() {
         let mut arguments = only.to_vec();
-        let alone = only.iter().any(|filter| filter.starts_with("killed") || filter.starts_with("rescue"));
+        let alone = only.iter().any(|filter| LONELY.iter().any(|module| filter.starts_with(module)));
         arguments.push(if alone { ALONE } else { AT_ONCE }.to_owned());
         parts.push(Part { name: "the operator, by its chart", run: Box::new(install) });
         parts.push(Part { name: "chosen upgrades", run: Box::new(move || e2e(&arguments, &[])) });
@@ -72,6 +77,7 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
     let killed = [&killed[..], &[ALONE]].concat();
     parts.push(Part { name: "an operator killed in every phase", run: Box::new(move || e2e(&killed, &[])) });
     if all {
+        parts.push(Part { name: "operator and jobs killed at random", run: Box::new(killed_at_random) });
         // It stops the operator of all for a while.
         parts.push(Part { name: "rescue without the operator", run: Box::new(|| e2e(&["rescue::", ALONE], &[])) });
         // Last, because its commands install the operator anew, with the chart's own values.
@@ -87,6 +93,12 @@ fn upgrades() -> Result<Done> {
     arguments.extend(APART);
     arguments.extend(long.iter().map(String::as_str));
     e2e(&arguments, &[])
+}
+
+fn killed_at_random() -> Result<Done> {
+    let (name, kills) = KILLS;
+    let kills = std::env::var_os(name).unwrap_or_else(|| kills.into());
+    e2e(&["kills::", ALONE], &[(name, &kills)])
 }
 
 fn install() -> Result<Done> {
