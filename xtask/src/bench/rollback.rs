@@ -166,8 +166,8 @@ fn by_operator(kube: &Kube, kinds: &[&'static str], record: &str) -> Result<Done
 
 /// Whoever carries the upgrade out by hand knows of the failure when the command has failed.
 fn a_person(kube: &Kube, kinds: &[&'static str], record: &str) -> Result<Done> {
-    by_hand::failing_upgrade(kube, NAMESPACE, BAD)?;
     let recorder = Recorder::begin(kube, NAMESPACE, kinds)?;
+    by_hand::failing_upgrade(kube, NAMESPACE, BAD)?;
     let sampler = Sampler::begin();
     let begin = recorder.now();
     let said = by_hand::rollback(kube, NAMESPACE)?;
