@@ -35,6 +35,11 @@ pub const REQUESTED_AT_ANNOTATION: &str = "memoria.arca.run/requested-at";
 pub const GITOPS_IGNORES_ANNOTATION: &str = "memoria.arca.run/gitops-ignores";
 /// On a CronJob, set by whoever may write it: `true` lets the checks of a release run its template.
 pub const CHECK_TEMPLATE_ANNOTATION: &str = "memoria.arca.run/check-template";
+/// On a MemoriaUpgrade, set by a person who acts in the operator's place: [`GUARD_LIFTED`] lets the chart's image guard pass
+/// what others do to the attempt's workloads.
+pub const GUARD_ANNOTATION: &str = "memoria.arca.run/guard";
+/// The one value of [`GUARD_ANNOTATION`] that says anything.
+pub const GUARD_LIFTED: &str = "Lifted";
 /// Scheduling gate of a candidate pod: no node takes it before the leader that sees it there lifts the gate.
 pub const CANDIDATE_GATE: &str = "memoria.arca.run/candidate";
 /// Held on a release while an attempt is open.

@@ -16,8 +16,9 @@ use super::{
 use crate::{
     api::{
         marks::{
-            ATTEMPT_ANNOTATION, ATTEMPT_LABEL, GOES_BACK_ANNOTATION, KEDA_PAUSED_REPLICAS,
-            PRIOR_PAUSED_REPLICAS_ANNOTATION, PRIOR_REPLICAS_ANNOTATION, PRIOR_SUSPEND_ANNOTATION, RESCUE_LABEL,
+            ATTEMPT_ANNOTATION, ATTEMPT_LABEL, GOES_BACK_ANNOTATION, GUARD_ANNOTATION, GUARD_LIFTED,
+            KEDA_PAUSED_REPLICAS, PRIOR_PAUSED_REPLICAS_ANNOTATION, PRIOR_REPLICAS_ANNOTATION,
+            PRIOR_SUSPEND_ANNOTATION, RESCUE_LABEL,
         },
         release::{MaintenanceFlag, Role, WorkerKind, WorkerRef, WorkloadKind, WorkloadRef},
         upgrade::PlannedWorker,
@@ -225,6 +226,12 @@ impl<'a> Script<'a> {
         self.line("  open) [ \"$GO_ON\" = yes ] || stop \"the attempt is open, and a running operator works at it. Stop the operator (scale its Deployment to 0), then run this again with GO_ON=yes\" ;;");
         self.line("  *) [ \"$GO_ON\" = yes ] || stop \"the attempt ended as $outcome; run this again with GO_ON=yes to take it back all the same\" ;;");
         self.line("esac");
+        self.comment("Where the chart's image guard is on, nobody but the operator may act on the attempt's workloads before this.");
+        self.line(format_args!(
+            "if [ -n \"$outcome\" ]; then kubectl -n {ns} annotate {attempt} {GUARD_ANNOTATION}={GUARD_LIFTED} --overwrite ||"
+        ));
+        self.line("  say 'the image guard was not lifted; if a policy refuses what comes now, have that command run by somebody who may'");
+        self.line("fi");
     }
 
     fn stop_writers(&mut self) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::server::{server, text};
 
-fn template(release: &str, settings: &[&str]) -> Output {
+pub fn template(release: &str, settings: &[&str]) -> Output {
     let chart = crate::root().join("charts/memoria-operator").display().to_string();
     let mut args = vec!["template", release, chart.as_str(), "--namespace", "operators"];
     settings.iter().for_each(|setting| args.extend(["--set-json", setting]));
@@ -17,13 +17,13 @@ fn template(release: &str, settings: &[&str]) -> Output {
 }
 
 /// What Helm makes of the chart with these values, each `path=<json>`.
-fn rendered(release: &str, settings: &[&str]) -> Vec<Value> {
+pub fn rendered(release: &str, settings: &[&str]) -> Vec<Value> {
     let output = template(release, settings);
     assert!(output.status.success(), "{}", text(&output.stderr));
     serde_saphyr::from_multiple(&text(&output.stdout)).unwrap()
 }
 
-fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+pub fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
@@ -123,7 +123,7 @@ async fn the_pod_is_admitted_where_pod_security_is_restricted() {
 }
 
 /// Applies a rendered chart, which also proves that each object is valid, and returns its service account.
-fn installed(release: &str, settings: &[&str]) -> String {
+pub fn installed(release: &str, settings: &[&str]) -> String {
     let server = server();
     server.kubectl(&["create", "namespace", "operators"]);
     let output = template(release, settings);

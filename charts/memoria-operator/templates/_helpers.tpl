@@ -41,3 +41,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
 {{- end }}
 {{- end }}
+
+{{/* What the operator is to the API server. */}}
+{{- define "memoria-operator.user" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "memoria-operator.serviceAccount" . }}
+{{- end }}
+
+{{/* Whether the cluster knows ValidatingAdmissionPolicy, v1: since 1.30. */}}
+{{- define "memoria-operator.policies" -}}
+{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}yes{{ end }}
+{{- end }}
+
+{{/* Where a policy holds: where the operator looks after releases. */}}
+{{- define "memoria-operator.where" -}}
+{{- with .Values.watchNamespaces -}}
+matchResources:
+  namespaceSelector:
+    matchExpressions:
+    - key: kubernetes.io/metadata.name
+      operator: In
+      values: {{ toJson . }}
+{{- end }}
+{{- end }}
