@@ -13,10 +13,15 @@ use crate::api::{
     },
 };
 
+/// Stands for the author's name until kubectl knows it.
+const AUTHOR: &str = "@AUTHOR@";
+/// The author's name in quotes, whatever is in it: kubectl's template writes them as JSON reads them.
+const WHOAMI: &str = r#"{{printf "%q" .status.userInfo.username}}"#;
+
 /// What a command does. Objects are named as kubectl does, `deployment/memoria`, where their kind is not fixed.
 #[derive(Clone, Copy, Debug)]
 pub enum Command<'a> {
-    /// Makes a MemoriaDecision about an attempt.
+    /// Makes a MemoriaDecision about an attempt, in the name of whoever runs it.
     Decide { release: &'a str, attempt: &'a str, action: DecisionAction },
     /// Begins pre-flight anew, and with it the upgrade.
     AskAgain { release: &'a str },
@@ -88,9 +93,13 @@ impl fmt::Display for Command<'_> {
                     "apiVersion": "memoria.arca.run/v1alpha1",
                     "kind": "MemoriaDecision",
                     "metadata": {"generateName": format!("{attempt}-")},
-                    "spec": {"releaseName": release, "attempt": attempt, "action": action, "reason": "decided by hand"},
+                    "spec": {
+                        "action": action, "attempt": attempt, "decidedBy": AUTHOR, "reason": "decided by hand",
+                        "releaseName": release,
+                    },
                 });
-                write!(f, "echo '{decision}' | kubectl create -f -")
+                let template = decision.to_string().replace(&format!("\"{AUTHOR}\""), WHOAMI);
+                write!(f, "kubectl auth whoami -o go-template='{template}' | kubectl create -f -")
             }
             Self::AskAgain { release } => {
                 write!(f, "kubectl annotate mrel {release} {REQUESTED_AT_ANNOTATION}=\"$(date -Is)\" --overwrite")

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Release", type_ = "string", json_path = ".spec.releaseName"),
     printcolumn(name = "Action", type_ = "string", json_path = ".spec.action"),
     printcolumn(name = "Attempt", type_ = "string", json_path = ".spec.attempt"),
+    printcolumn(name = "By", type_ = "string", json_path = ".spec.decidedBy"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -34,6 +35,12 @@ pub struct MemoriaDecisionSpec {
     #[schemars(length(max = 1024))]
     #[x_kube(validation = ("size(self) > 0", "say why; auditors read it"))]
     pub reason: String,
+    /// Who decides: the user's name as the API server knows it (`kubectl auth whoami`). Where the chart's policy is in
+    /// force (`admission.decidedBy`), another name than the author's is refused; elsewhere it is a claim.
+    /// Example: `ben@arca.run`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub decided_by: Option<String>,
 }
 
 /// The acts that a person can order.

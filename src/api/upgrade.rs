@@ -514,6 +514,10 @@ pub struct DecisionRecord {
     pub action: DecisionAction,
     /// When it was acted on.
     pub at: Time,
+    /// Who decided, by the decision's own word: proved where the chart's policy was in force when it was made
+    /// (`admission.decidedBy`), a claim elsewhere. Absent when it names nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
 }
 
 /// One migration's fate.

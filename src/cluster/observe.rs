@@ -220,11 +220,11 @@ pub async fn orders(
         .into_iter()
         .filter(|d| d.spec.release_name == own && d.spec.attempt == attempt)
         .filter(|d| done.iter().all(|known| known.name != d.name_any()))
-        .map(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any(), d.spec.action))
         .collect();
-    open.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    let oldest = |action| open.iter().find(|(_, _, a)| *a == action).map(|(_, name, _)| name.clone());
+    open.sort_by_key(|d| (d.metadata.creation_timestamp.as_ref().map(|t| t.0), d.name_any()));
+    let oldest = |action| open.iter().find(|d| d.spec.action == action).map(ResourceExt::name_any);
     Ok(Orders {
+        decided_by: open.iter().filter_map(|d| Some((d.name_any(), d.spec.decided_by.clone()?))).collect(),
         suspend: release.spec.suspend,
         abort: oldest(DecisionAction::Abort),
         rollback: oldest(DecisionAction::Rollback),

@@ -469,7 +469,8 @@ impl Driver<'_> {
     /// Notes that a decision was acted on; it is not acted on twice.
     fn decided(&self, journal: &mut MemoriaUpgradeStatus, name: &str, action: DecisionAction) {
         if journal.decisions.iter().all(|known| known.name != name) {
-            journal.decisions.push(DecisionRecord { name: name.to_owned(), action, at: Time(self.now) });
+            let decided_by = self.seen.orders.decided_by.get(name).cloned();
+            journal.decisions.push(DecisionRecord { name: name.to_owned(), action, at: Time(self.now), decided_by });
         }
     }
 

@@ -5,7 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memoria_operator::api::marks::{GUARD_ANNOTATION, GUARD_LIFTED};
+use kube::{Api, api::ListParams};
+use memoria_operator::api::{
+    MemoriaDecision,
+    decision::{self, DecisionAction},
+    marks::{GUARD_ANNOTATION, GUARD_LIFTED},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -323,4 +328,101 @@ async fn the_guard_is_the_installers_choice() {
     for setting in ["admission.imageGuard=false", "admission.imageGuard=\"enforce\"", "admission.imageguard=\"Warn\""] {
         assert!(!template("memoria-operator", &[setting]).status.success(), "{setting} was accepted");
     }
+}
+
+/// A namespace, the chart that looks after it, and two people who may decide in it.
+async fn deciding(namespace: &str, settings: &[&str]) -> Api<MemoriaDecision> {
+    let server = server();
+    server.namespace(namespace).await;
+    let (name, watched) = (format!("memoria-operator-{namespace}"), format!("watchNamespaces=[\"{namespace}\"]"));
+    installed(&name, &[&["crds.install=false", &watched], settings].concat());
+    let user = |name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name});
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "deciders"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": format!("{name}-decider")},
+        "subjects": [user("ben"), user(ODD)],
+    });
+    let file = server.file(&format!("{namespace}-deciders.json"), &binding.to_string());
+    server.kubectl_ok(&["create", "-n", namespace, "-f", &file]);
+    Api::namespaced(server.client(), namespace)
+}
+
+/// As an identity provider may name people.
+const ODD: &str = r#"oidc:https://id.example.org/#Ben "the \nib" O'Hara & 50% $HOME"#;
+
+/// Makes a decision as `ben`, by name, and returns what was said.
+fn decide(namespace: &str, name: &str, by: Option<&str>) -> Result<(), String> {
+    let mut decision = json!({
+        "apiVersion": "memoria.arca.run/v1alpha1", "kind": "MemoriaDecision", "metadata": {"name": name},
+        "spec": {"releaseName": "memoria", "action": "Abort", "attempt": "memoria-1", "reason": "withdrawn"}
+    });
+    if let Some(by) = by {
+        decision["spec"]["decidedBy"] = json!(by);
+    }
+    let file = server().file(&format!("{namespace}-{name}.json"), &decision.to_string());
+    let output = server().kubectl(&["create", "-n", namespace, "--as", "ben", "-f", &file]);
+    if output.status.success() { Ok(()) } else { Err(text(&output.stderr)) }
+}
+
+/// Tries until the API server knows the policy.
+async fn until_refused(namespace: &str, by: Option<&str>) -> String {
+    let end = Instant::now() + KNOWN_WITHIN;
+    for attempt in 0.. {
+        match decide(namespace, &format!("early-{attempt}"), by) {
+            Err(said) => return said,
+            Ok(()) => assert!(Instant::now() < end, "{by:?} is not refused"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    unreachable!()
+}
+
+#[tokio::test]
+async fn nobody_decides_in_the_name_of_another() {
+    deciding("authors", &[]).await;
+    let said = until_refused("authors", Some("ana")).await;
+    assert!(said.contains("nobody decides in the name of another: spec.decidedBy is ana, set it to ben"), "{said}");
+    assert_eq!(decide("authors", "own", Some("ben")), Ok(()));
+    assert_eq!(decide("authors", "unnamed", None), Ok(()), "by default a decision need not say who made it");
+}
+
+#[tokio::test]
+async fn where_the_installer_requires_it_a_decision_says_who_made_it() {
+    deciding("named-authors", &["admission.decidedBy=\"Required\""]).await;
+    let said = until_refused("named-authors", None).await;
+    assert!(said.contains("say who decides: set spec.decidedBy to ben"), "{said}");
+    assert_eq!(decide("named-authors", "own", Some("ben")), Ok(()));
+}
+
+#[tokio::test]
+async fn the_printed_command_decides_in_the_name_of_whoever_types_it() {
+    let decisions = deciding("typed", &["admission.decidedBy=\"Required\""]).await;
+    until_refused("typed", Some("ana")).await;
+    for (user, action) in [("ben", DecisionAction::Abort), (ODD, DecisionAction::Rollback)] {
+        let command = decision::command("typed", "memoria", "memoria-7", action);
+        let output = server().shell(user, &command);
+        assert!(output.status.success(), "{user}: {command}: {}", text(&output.stderr));
+        let stored = decisions.list(&ListParams::default()).await.unwrap().items;
+        let made =
+            stored.iter().find(|decision| decision.spec.action == action && decision.spec.attempt == "memoria-7");
+        let made = &made.unwrap().spec;
+        assert_eq!((made.release_name.as_str(), made.decided_by.as_deref()), ("memoria", Some(user)));
+    }
+    // Not everybody may.
+    let output = server().shell("ana", &decision::command("typed", "memoria", "memoria-7", DecisionAction::Abort));
+    assert!(
+        text(&output.stderr).contains("memoriadecisions.memoria.arca.run is forbidden"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn a_claim_is_unchecked_only_where_the_installer_says_so() {
+    let names = |settings: &[&str]| {
+        let objects = rendered("memoria-operator", settings);
+        of_kind(&objects, "ValidatingAdmissionPolicy").iter().map(|p| p["metadata"]["name"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&[]), [json!("memoria-operator-decided-by")]);
+    assert!(names(&["admission.decidedBy=\"Unchecked\""]).is_empty());
 }

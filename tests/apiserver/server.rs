@@ -163,6 +163,21 @@ impl Server {
             .unwrap()
     }
 
+    /// What a user types into a shell, where kubectl speaks to this server in that user's name.
+    pub fn shell(&self, user: &str, script: &str) -> Output {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "here",
+            "clusters": [{"name": "here", "cluster": {"server": self.url, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "here", "user": {"token": self.token, "as": user}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "here"}}],
+        });
+        let config = self.file(&format!("kubeconfig-{}", random_hex()), &config.to_string());
+        let path = format!("{}:/usr/bin:/bin", self.bin.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("PATH", path).env("KUBECONFIG", config).env("HOME", &self.dir);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
     /// What it printed; a failure of it is one of the test.
     pub fn kubectl_ok(&self, args: &[&str]) -> String {
         let output = self.kubectl(args);

@@ -106,6 +106,7 @@ pub async fn abort(site: &Site) -> Outcome {
             action: DecisionAction::Abort,
             attempt: site.attempt().await?.name_any(),
             reason: "the tests end it".into(),
+            decided_by: None,
         },
     };
     site.api().create(&Default::default(), &decision).await.context("the decision was refused").map(drop)
