@@ -8,9 +8,10 @@ use std::{
 use kube::{Api, api::ListParams};
 use memoria_operator::api::{
     MemoriaDecision,
-    decision::{self, DecisionAction},
+    decision::DecisionAction,
     marks::{GUARD_ANNOTATION, GUARD_LIFTED},
 };
+use memoria_operator::commands::Command;
 use serde_json::{Value, json};
 
 use crate::{
@@ -394,13 +395,17 @@ async fn where_the_installer_requires_it_a_decision_says_who_made_it() {
     assert_eq!(decide("named-authors", "own", Some("ben")), Ok(()));
 }
 
+fn command(action: DecisionAction) -> String {
+    Command::Decide { release: "memoria", attempt: "memoria-7", action }.in_namespace("typed")
+}
+
 #[tokio::test]
 async fn the_printed_command_decides_in_the_name_of_whoever_types_it() {
     let decisions = deciding("typed", &["admission.decidedBy=\"Required\""]).await;
     until_refused("typed", Some("ana")).await;
     for (user, action) in [("ben", DecisionAction::Abort), (ODD, DecisionAction::Rollback)] {
-        let command = decision::command("typed", "memoria", "memoria-7", action);
-        let output = server().shell(user, &command);
+        let command = command(action);
+        let output = server().shell_as(user, &command);
         assert!(output.status.success(), "{user}: {command}: {}", text(&output.stderr));
         let stored = decisions.list(&ListParams::default()).await.unwrap().items;
         let made =
@@ -409,7 +414,7 @@ async fn the_printed_command_decides_in_the_name_of_whoever_types_it() {
         assert_eq!((made.release_name.as_str(), made.decided_by.as_deref()), ("memoria", Some(user)));
     }
     // Not everybody may.
-    let output = server().shell("ana", &decision::command("typed", "memoria", "memoria-7", DecisionAction::Abort));
+    let output = server().shell_as("ana", &command(DecisionAction::Abort));
     assert!(
         text(&output.stderr).contains("memoriadecisions.memoria.arca.run is forbidden"),
         "{}",

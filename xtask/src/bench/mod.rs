@@ -4,8 +4,8 @@
 mod by_hand;
 mod client;
 mod event;
-mod idle;
 mod figures;
+mod idle;
 mod memory;
 mod recorder;
 mod remains;

@@ -50,6 +50,10 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
         parts.push(Part { name: "cells of the fault matrix", run: Box::new(matrix::chosen) });
         return parts;
     }
+    if only == [getting_started::FILTER] {
+        parts.push(getting_started());
+        return parts;
+    }
     if !only.is_empty() {
         let mut arguments = only.to_vec();
         let alone = only.iter().any(|filter| LONELY.iter().any(|module| filter.starts_with(module)));
@@ -80,11 +84,15 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
         parts.push(Part { name: "operator and jobs killed at random", run: Box::new(killed_at_random) });
         // It stops the operator of all for a while.
         parts.push(Part { name: "rescue without the operator", run: Box::new(|| e2e(&["rescue::", ALONE], &[])) });
-        // Last, because its commands install the operator anew, with the chart's own values.
-        parts.push(Part { name: "the commands of getting started", run: Box::new(getting_started::run) });
     }
+    parts.push(getting_started());
     parts.push(Part { name: "cleaning up", run: Box::new(clean_up) });
     parts
+}
+
+/// After everything else, because its commands install the operator anew, with the chart's own values.
+fn getting_started() -> Part {
+    Part { name: "the commands of getting started", run: Box::new(getting_started::run) }
 }
 
 fn upgrades() -> Result<Done> {
@@ -98,7 +106,7 @@ fn upgrades() -> Result<Done> {
 fn killed_at_random() -> Result<Done> {
     let (name, kills) = KILLS;
     let kills = std::env::var_os(name).unwrap_or_else(|| kills.into());
-    e2e(&["kills::", ALONE], &[(name, &kills)])
+    e2e(&["kills::", ALONE], &[(name, kills)])
 }
 
 fn install() -> Result<Done> {

@@ -10,6 +10,8 @@ use crate::cluster::{self, Target};
 use crate::kube::Kube;
 use crate::place;
 
+/// What `--only` calls it.
+pub const FILTER: &str = "getting-started";
 const DOCUMENT: &str = "docs/getting-started.md";
 /// The namespaces that its commands make.
 const NAMESPACES: [&str; 2] = ["memoria-file", "memoria-server"];

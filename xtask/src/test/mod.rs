@@ -23,7 +23,7 @@ pub struct Args {
     /// Also what takes longer than CI has time for
     #[arg(long)]
     all: bool,
-    /// Of the upgrades on the cluster only those whose names contain one of these, e.g. sqlite::
+    /// Of the upgrades on the cluster only those whose names contain one of these, e.g. sqlite::; or getting-started
     #[arg(long, value_name = "FILTER", value_delimiter = ',')]
     only: Vec<String>,
 }
