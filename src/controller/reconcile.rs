@@ -137,9 +137,13 @@ async fn needs_newer(context: &Context, subject: &Subject, upgrade: &MemoriaUpgr
 async fn read(client: &Client, namespace: &str, name: &str) -> Result<Option<Subject>, ClusterError> {
     let releases: Api<MemoriaRelease> = Api::namespaced(client.clone(), namespace);
     let upgrades: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), namespace);
-    let Some(release) = bounded("read the release", name, releases.get_opt(name)).await? else { return Ok(None) };
     let mine = ListParams::default().labels(&format!("{}={name}", marks::RELEASE_LABEL));
-    let mut attempts = bounded("list the attempts of", name, upgrades.list(&mine)).await?.items;
+    let (release, attempts) = futures::try_join!(
+        bounded("read the release", name, releases.get_opt(name)),
+        bounded("list the attempts of", name, upgrades.list(&mine)),
+    )?;
+    let Some(release) = release else { return Ok(None) };
+    let mut attempts = attempts.items;
     let uid = release.uid().unwrap_or_default();
     attempts.retain(|upgrade| upgrade.spec.release_uid == uid);
     attempts.sort_by_key(|upgrade| status::number(&upgrade.name_any()));
