@@ -36,7 +36,8 @@ pub struct MemoriaDecisionSpec {
     #[x_kube(validation = ("size(self) > 0", "say why; auditors read it"))]
     pub reason: String,
     /// Who decides: the user's name as the API server knows it (`kubectl auth whoami`). Where the chart's policy is in
-    /// force (`admission.decidedBy`), another name than the author's is refused; elsewhere it is a claim.
+    /// force (`admission.decidedBy`), another name than the author's is refused; elsewhere it is a claim. Default: nobody
+    /// is named.
     /// Example: `ben@arca.run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
