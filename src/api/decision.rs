@@ -36,9 +36,8 @@ pub struct MemoriaDecisionSpec {
     #[x_kube(validation = ("size(self) > 0", "say why; auditors read it"))]
     pub reason: String,
     /// Who decides: the user's name as the API server knows it (`kubectl auth whoami`). Where the chart's policy is in
-    /// force (`admission.decidedBy`), another name than the author's is refused; elsewhere it is a claim. Default: nobody
-    /// is named.
-    /// Example: `ben@arca.run`.
+    /// force (`admission.decidedBy`), another name than the author's is refused; elsewhere it is a claim.
+    /// Default: nobody is named. Example: `ben@arca.run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub decided_by: Option<String>,
@@ -52,6 +51,10 @@ pub enum DecisionAction {
     Abort,
     /// Take image and data of an ended attempt back to before it. Rows written since count against the budget.
     Rollback,
+    /// Try once more under the same plan, after the cause is mended: a check that holds is asked now, a way back that
+    /// failed begins anew, and an attempt that ended as Halted goes on with the phase that failed. It is refused, with
+    /// what to do instead, where that could run migrations twice or rest on data that is not proved.
+    Retry,
     /// Let the way back go on although rows that were written since Start will be set aside.
     AcceptDataLoss,
     /// Let images be tried again that this attempt was taken back for.

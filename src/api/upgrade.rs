@@ -297,7 +297,7 @@ pub struct MemoriaUpgradeStatus {
     pub conditions: Vec<Condition>,
     /// The phases that were begun, in the order they were begun.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = 64))]
     pub phases: Vec<PhaseRecord>,
     /// What made the attempt turn back; present from that moment on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -504,7 +504,7 @@ pub struct RollbackRecord {
     pub failure: Option<Failure>,
 }
 
-/// A decision that was acted on.
+/// A decision that was acted on, or refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionRecord {
@@ -512,12 +512,15 @@ pub struct DecisionRecord {
     pub name: String,
     /// What it ordered.
     pub action: DecisionAction,
-    /// When it was acted on.
+    /// When it was acted on, or refused.
     pub at: Time,
     /// Who decided, by the decision's own word: proved where the chart's policy was in force when it was made
     /// (`admission.decidedBy`), a claim elsewhere. Absent when it names nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_by: Option<String>,
+    /// Why nothing was done, and what to do instead; absent when it was acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// One migration's fate.

@@ -229,6 +229,7 @@ pub async fn orders(
         abort: oldest(DecisionAction::Abort),
         rollback: oldest(DecisionAction::Rollback),
         accept_data_loss: oldest(DecisionAction::AcceptDataLoss),
+        retry: oldest(DecisionAction::Retry),
         returned: release.spec.version == upgrade.spec.from,
         deleting: release.metadata.deletion_timestamp.is_some(),
     })

@@ -36,6 +36,13 @@ pub fn between(before: &MemoriaUpgradeStatus, after: &MemoriaUpgradeStatus) -> V
             }
         }
     }
+    let told = |name: &str| before.decisions.iter().any(|known| known.name == name);
+    for decision in after.decisions.iter().filter(|decision| !told(&decision.name)) {
+        if let Some(why) = &decision.refused {
+            let message = format!("decision {} ({:?}) is refused: {why}", decision.name, decision.action);
+            notices.push(notice(true, "DecisionRefused", "Decide", message));
+        }
+    }
     notices.extend(hold(before.hold.as_ref(), after.hold.as_ref()));
     if let (None, Some(outcome)) = (before.outcome, after.outcome) {
         let message = after.message.clone().unwrap_or_default();

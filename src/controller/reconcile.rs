@@ -18,7 +18,10 @@ use crate::{
     cluster::{
         ClusterError, client::bounded, events::Events, lease::Leadership, observe::orders, watches::OpenAttempts,
     },
-    upgrade::preflight::{Answer, OperatorImages, run_name},
+    upgrade::{
+        preflight::{Answer, OperatorImages, run_name},
+        seen::Orders,
+    },
 };
 
 /// What every reconcile needs.
@@ -67,15 +70,18 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             context.open.set(namespace, name, false);
             attempt::drive(context, &subject, upgrade.clone()).await
         }
-        (Some(upgrade), Some(Outcome::Succeeded | Outcome::Unverified))
-            if taken_back(context, &subject, upgrade).await? =>
-        {
-            attempt::hold(&context.client, &subject.release).await?;
-            context.open.set(namespace, name, true);
-            attempt::drive(context, &subject, upgrade.clone()).await
-        }
         (Some(upgrade), Some(ended)) => {
+            let ordered = ordered(context, &subject, upgrade).await?;
+            if ordered.rollback.is_some() && matches!(ended, Outcome::Succeeded | Outcome::Unverified) {
+                attempt::hold(&context.client, &subject.release).await?;
+                context.open.set(namespace, name, true);
+                return attempt::drive(context, &subject, upgrade.clone()).await;
+            }
             context.open.set(namespace, name, false);
+            if ordered.retry.is_some() {
+                // There is nothing to be tried again, which is the answer.
+                return attempt::drive(context, &subject, upgrade.clone()).await;
+            }
             attempt::finish(context, &subject, upgrade, ended).await?;
             if subject.release.metadata.deletion_timestamp.is_some() {
                 return Ok(Requeue::await_change());
@@ -105,13 +111,12 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     }
 }
 
-/// Whether a person ordered that the ended attempt be taken back.
-async fn taken_back(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade) -> Result<bool, ClusterError> {
+/// What people ordered about the ended attempt. A release that goes away takes no more orders.
+async fn ordered(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade) -> Result<Orders, ClusterError> {
     if subject.release.metadata.deletion_timestamp.is_some() {
-        return Ok(false);
+        return Ok(Orders::default());
     }
-    let orders = orders(&context.client, &subject.namespace, &subject.release, upgrade).await?;
-    Ok(orders.rollback.is_some())
+    orders(&context.client, &subject.namespace, &subject.release, upgrade).await
 }
 
 /// Whether the release's status already tells how this attempt ended: only then may its images be compared with it.

@@ -23,6 +23,7 @@ use crate::{
         image::{ImageRef, digest_of},
         phase::RESTORE,
         preflight::{Answer, run_name},
+        retry,
     },
 };
 
@@ -237,6 +238,10 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
         deadline: hold.deadline.clone(),
         outcome: hold.outcome,
     });
+    let message = match refused(&journal) {
+        Some(refused) => format!("{refused}; {message}"),
+        None => message,
+    };
     let message = match waiting_spec(release, upgrade) {
         Some(waiting) => format!("{message}; {waiting}"),
         None => message,
@@ -258,6 +263,14 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
         set(&mut status.conditions, release, conditions::INGESTION_STOPPED, "True", &why, &message, now);
     }
     status
+}
+
+/// Why nothing came of the last decision; the next one, or what happens next, takes its place.
+fn refused(journal: &MemoriaUpgradeStatus) -> Option<String> {
+    let last = journal.decisions.last()?;
+    let since = journal.finished_at.iter().chain(journal.phases.last().map(|record| &record.started_at)).max();
+    let why = last.refused.as_ref().filter(|_| since.is_none_or(|since| last.at >= *since))?;
+    Some(format!("decision {} ({:?}) is refused: {why}", last.name, last.action))
 }
 
 fn why_held(hold: &Hold) -> &'static str {
@@ -353,6 +366,9 @@ fn rolled_back(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, message: &str
     (text, next)
 }
 
+/// Where every end of an attempt is explained.
+const ENDED: &str = "docs/runbooks/attempt-ended.md";
+
 /// What a person reads at night: both copies, where they lie, and the next command.
 fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
     let journal = upgrade.status.clone().unwrap_or_default();
@@ -369,11 +385,17 @@ fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
         "{message}; writers stay stopped, the database is as the failure left it, {}",
         snapshot.unwrap_or_else(|| "no snapshot was needed".to_owned())
     );
+    let back = journal.outcome == Some(Outcome::RollbackFailed) && restorable(upgrade);
+    if back && !retry::is_worn_out(&journal) || retry::forward(&upgrade.spec, &journal).is_ok() {
+        let next = decide(upgrade, DecisionAction::Retry);
+        let how = format!("{message}; next: mend the cause, then {next}; for all else see {ENDED}");
+        return (how, next);
+    }
     let next = match restorable(upgrade) {
         true => decide(upgrade, DecisionAction::Rollback),
         false => Command::ShowFailure { attempt: &upgrade.name_any() }.in_namespace(&namespace),
     };
-    (format!("{message}; next: {next}, or see docs/runbooks/attempt-ended.md"), next)
+    (format!("{message}; next: {next}, or see {ENDED}"), next)
 }
 
 /// The number at the end of an attempt's name.
@@ -456,4 +478,77 @@ fn set(
     conditions.retain(|known| known.type_ != type_);
     conditions.push(condition);
     conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::upgrade::world::{ATTEMPT, Fault, World};
+
+    /// What the release says of this world's attempt.
+    fn said(world: &World) -> MemoriaReleaseStatus {
+        let release: MemoriaRelease = serde_json::from_value(json!({
+            "metadata": {"name": "memoria", "namespace": "ns", "generation": 2},
+            "spec": {"version": "1.0.0", "targets": [
+                {"name": "server", "role": "Server", "workloadRef": {"kind": "Deployment", "name": "server"}}]}
+        }))
+        .unwrap();
+        let mut upgrade = MemoriaUpgrade::new(ATTEMPT, world.plan.clone());
+        upgrade.metadata.namespace = Some("ns".to_owned());
+        upgrade.status = Some(world.journal.clone());
+        of_attempt(&release, &upgrade, world.now)
+    }
+
+    fn message(status: &MemoriaReleaseStatus) -> String {
+        status.conditions.iter().find(|known| known.type_ == conditions::READY).unwrap().message.clone()
+    }
+
+    fn fails(step: &'static str, category: Category, reason: &'static str) -> Fault {
+        Fault::JobFails { step, category, reason }
+    }
+
+    #[test]
+    fn what_a_person_is_told_to_type_is_what_will_be_done() {
+        let broken = || fails("baseline", Category::Environment, "StorageFailed");
+        for (faults, automatic, action) in [
+            (vec![broken()], false, "\"action\":\"Retry\""),
+            (vec![Fault::JobVanishes { step: "migrate" }], false, "\"action\":\"Rollback\""),
+            (vec![fails("migrate", Category::Candidate, "MigrateFailed")], false, "\"action\":\"Rollback\""),
+            (vec![broken(), fails("restore", Category::Environment, "StorageFailed")], true, "\"action\":\"Retry\""),
+        ] {
+            let mut world = World::new();
+            world.plan.rollback.automatic = automatic;
+            world.faults.clone_from(&faults);
+            world.run();
+            let next = said(&world).next_action.unwrap();
+            assert!(next.contains(action) && next.ends_with("| kubectl -n ns create -f -"), "{faults:?}: {next}");
+            assert!(message(&said(&world)).contains(&next), "the message has it whole");
+            // It does something.
+            match action.contains("Retry") {
+                true => world.seen.orders.retry = Some("typed".into()),
+                false => world.seen.orders.rollback = Some("typed".into()),
+            }
+            world.faults.clear();
+            world.run();
+            assert_eq!(world.journal.decisions[0].refused, None);
+            assert!(matches!(world.journal.outcome, Some(Outcome::Succeeded | Outcome::RolledBack)));
+        }
+    }
+
+    #[test]
+    fn a_refused_decision_is_told_until_something_else_happens() {
+        let mut world = World::with(fails("migrate", Category::Candidate, "MigrateFailed"));
+        world.plan.rollback.automatic = false;
+        world.run();
+        world.seen.orders.retry = Some("again".into());
+        world.run();
+        let refused = "decision again (Retry) is refused: Migrate failed by the new version's own fault";
+        assert!(message(&said(&world)).starts_with(refused), "{}", message(&said(&world)));
+        world.faults.clear();
+        world.seen.orders.rollback = Some("back".into());
+        world.run();
+        assert!(!message(&said(&world)).contains("refused"));
+    }
 }

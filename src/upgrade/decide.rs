@@ -1,11 +1,14 @@
 //! The driver: begins phases, keeps their limits, turns back on failure, closes the attempt.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
     Action, Observed, hold,
     phase::{self, Context, Done, Phase, Step},
+    retry,
 };
 use crate::{
     api::{
@@ -29,7 +32,7 @@ pub struct Decision {
 }
 
 /// How long a refused action of the way back rests before it is tried again.
-const RETRY: crate::api::GoDuration = crate::api::GoDuration::from_secs(10);
+pub(super) const RETRY: crate::api::GoDuration = crate::api::GoDuration::from_secs(10);
 
 /// Longest message kept in a journal, in bytes.
 const MAX_MESSAGE: usize = 1024;
@@ -53,8 +56,8 @@ pub fn decide(
     let mut decision = decide_step(attempt, namespace, plan, journal, seen, now);
     // A refusal, and a person's order, are answered by one step; the next one must not take them for its own.
     let orders = &seen.orders;
-    let ordered = orders.abort.is_some() || orders.rollback.is_some() || orders.accept_data_loss.is_some();
-    if seen.refusal.is_some() || ordered {
+    let ordered = [&orders.abort, &orders.rollback, &orders.accept_data_loss, &orders.retry];
+    if seen.refusal.is_some() || ordered.into_iter().any(Option::is_some) {
         return decision;
     }
     for _ in 1..MAX_STEPS {
@@ -76,21 +79,42 @@ fn decide_step(
     now: Timestamp,
 ) -> Decision {
     let driver = Driver { attempt, namespace, plan, seen, now };
+    let heard = match journal.outcome {
+        None => driver.ask_now(journal),
+        Some(_) => Cow::Borrowed(journal),
+    };
+    let journal = heard.as_ref();
     match (journal.outcome, journal.phases.last()) {
         (Some(outcome), _) if driver.may_go_back(outcome, journal) => driver.go_back(journal.clone()),
         (Some(Outcome::Halted | Outcome::RollbackFailed), _) if seen.orders.abort.is_some() => driver.release(journal),
+        (Some(outcome), _) if seen.orders.retry.is_some() => driver.retry_ended(outcome, journal),
         (Some(_), _) => Decision { journal: journal.clone(), actions: Vec::new(), wake: None },
         (None, Some(record)) if record.state == PhaseState::Running => driver.continue_phase(journal, record),
         (None, _) => driver.begin_next(journal.clone()),
     }
 }
 
-struct Driver<'a> {
-    attempt: &'a str,
-    namespace: &'a str,
-    plan: &'a MemoriaUpgradeSpec,
-    seen: &'a Observed,
-    now: Timestamp,
+/// One question: its arguments but for the journal, which changes on the way to the answer.
+pub(super) struct Driver<'a> {
+    pub attempt: &'a str,
+    pub namespace: &'a str,
+    pub plan: &'a MemoriaUpgradeSpec,
+    pub seen: &'a Observed,
+    pub now: Timestamp,
+}
+
+impl<'a> Driver<'a> {
+    pub fn context(&self, journal: &'a MemoriaUpgradeStatus, record: &'a PhaseRecord) -> Context<'a> {
+        Context {
+            attempt: self.attempt,
+            namespace: self.namespace,
+            plan: self.plan,
+            journal,
+            record,
+            seen: self.seen,
+            now: self.now,
+        }
+    }
 }
 
 impl Driver<'_> {
@@ -121,15 +145,7 @@ impl Driver<'_> {
             None if turning && !is_back(phase) => None,
             None => self.deadline(phase, record),
         };
-        let cx = Context {
-            attempt: self.attempt,
-            namespace: self.namespace,
-            plan: self.plan,
-            journal,
-            record,
-            seen: self.seen,
-            now: self.now,
-        };
+        let cx = self.context(journal, record);
         let step = (phase.step)(&cx);
         if let Some(deadline) = wake.filter(|_| journal.hold.is_none())
             && self.now >= deadline
@@ -292,7 +308,7 @@ impl Driver<'_> {
         }
     }
 
-    fn begin(&self, journal: &mut MemoriaUpgradeStatus, phase: &Phase) {
+    pub fn begin(&self, journal: &mut MemoriaUpgradeStatus, phase: &Phase) {
         journal.hold = None;
         journal.phases.push(PhaseRecord {
             name: phase.name.to_owned(),
@@ -424,18 +440,24 @@ impl Driver<'_> {
 
     /// Whether a person's decision can take this ended attempt back.
     fn may_go_back(&self, outcome: Outcome, journal: &MemoriaUpgradeStatus) -> bool {
-        let stands =
-            matches!(outcome, Outcome::Succeeded | Outcome::Unverified | Outcome::Halted | Outcome::RollbackFailed);
-        stands
-            && self.seen.orders.rollback.is_some()
-            && journal.snapshot.is_some()
-            && self.plan.jobs.iter().any(|job| job.step == phase::RESTORE)
+        let (rollback, retry) = (self.seen.orders.rollback.is_some(), self.seen.orders.retry.is_some());
+        let ordered = match outcome {
+            Outcome::Succeeded | Outcome::Unverified | Outcome::Halted => rollback,
+            // Either way the whole way back begins anew: nobody has looked since it failed.
+            Outcome::RollbackFailed => rollback || retry && !retry::is_worn_out(journal),
+            Outcome::Resumed | Outcome::Aborted | Outcome::RolledBack => false,
+        };
+        ordered && journal.snapshot.is_some() && self.plan.jobs.iter().any(|job| job.step == phase::RESTORE)
     }
 
     /// Opens an ended attempt again, to take it back.
     fn go_back(&self, mut journal: MemoriaUpgradeStatus) -> Decision {
-        let decision = self.seen.orders.rollback.clone().unwrap_or_default();
-        self.decided(&mut journal, &decision, DecisionAction::Rollback);
+        let orders = &self.seen.orders;
+        let (decision, action) = match (&orders.rollback, &orders.retry) {
+            (None, Some(retry)) => (retry.clone(), DecisionAction::Retry),
+            (rollback, _) => (rollback.clone().unwrap_or_default(), DecisionAction::Rollback),
+        };
+        self.decided(&mut journal, &decision, action);
         let failure = Failure {
             phase: journal.phases.last().map(|record| record.name.clone()).unwrap_or_default(),
             category: Category::Decision,
@@ -467,10 +489,22 @@ impl Driver<'_> {
     }
 
     /// Notes that a decision was acted on; it is not acted on twice.
-    fn decided(&self, journal: &mut MemoriaUpgradeStatus, name: &str, action: DecisionAction) {
+    pub fn decided(&self, journal: &mut MemoriaUpgradeStatus, name: &str, action: DecisionAction) {
+        self.answered(journal, name, action, None);
+    }
+
+    /// The same, or why nothing is done.
+    pub fn answered(
+        &self,
+        journal: &mut MemoriaUpgradeStatus,
+        name: &str,
+        action: DecisionAction,
+        refused: Option<String>,
+    ) {
         if journal.decisions.iter().all(|known| known.name != name) {
             let decided_by = self.seen.orders.decided_by.get(name).cloned();
-            journal.decisions.push(DecisionRecord { name: name.to_owned(), action, at: Time(self.now), decided_by });
+            let (name, at, refused) = (name.to_owned(), Time(self.now), refused.map(cut));
+            journal.decisions.push(DecisionRecord { name, action, at, decided_by, refused });
         }
     }
 

@@ -92,6 +92,48 @@ fn a_verdict_that_comes_late_is_a_verdict() {
 }
 
 #[test]
+fn a_person_has_a_check_asked_now_instead_of_after_its_rest() {
+    for step in ["candidate", "gate", "verify"] {
+        let mut world = held(step);
+        pass(&mut world, 3);
+        assert!(world.journal.hold.as_ref().unwrap().next_try.is_some(), "it rests");
+        world.seen.orders.retry = Some("now".into());
+        world.turn(None);
+        assert_eq!(world.acts.last(), Some(&format!("delete job {step}")));
+        pass(&mut world, 3);
+        assert_eq!(world.journal.hold.as_ref().map(|hold| hold.tries), Some(1), "{step}");
+        assert_eq!(world.journal.decisions.len(), 1);
+        assert_eq!(world.journal.decisions[0].refused, None);
+        world.faults.clear();
+        world.run();
+        assert_eq!(world.journal.outcome, Some(Outcome::Succeeded));
+    }
+}
+
+#[test]
+fn an_order_to_ask_now_survives_a_crash() {
+    let mut world = held("candidate");
+    pass(&mut world, 3);
+    world.seen.orders.retry = Some("now".into());
+    world.turn(Some(0));
+    assert_eq!(world.journal.decisions.len(), 1);
+    world.turn(None);
+    assert_eq!(world.acts.last().map(String::as_str), Some("delete job candidate"));
+}
+
+#[test]
+fn a_suspension_is_not_ended_by_asking_again() {
+    let mut world = world();
+    world.seen.orders.suspend = true;
+    world.turn(None);
+    world.seen.orders.retry = Some("now".into());
+    pass(&mut world, 5);
+    let refused = world.journal.decisions[0].refused.clone().unwrap();
+    assert!(refused.contains("spec.suspend holds it") && refused.contains("\"suspend\":false"), "{refused}");
+    assert!(world.journal.hold.is_some() && world.journal.phases.is_empty());
+}
+
+#[test]
 fn a_hold_with_writers_stopped_stays_or_counts_as_failed_as_the_plan_says() {
     let mut world = held("candidate");
     assert_eq!(world.journal.hold.as_ref().unwrap().outcome, HoldOutcome::Keep);

@@ -11,6 +11,7 @@ pub mod hold;
 pub mod image;
 pub mod phase;
 pub mod preflight;
+pub mod retry;
 pub mod seen;
 pub mod settings;
 pub mod version;
@@ -29,4 +30,4 @@ mod kinds;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod world;
+pub(crate) mod world;

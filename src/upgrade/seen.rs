@@ -99,6 +99,8 @@ pub struct Orders {
     pub rollback: Option<String>,
     /// The same, of one that lets late writes be set aside.
     pub accept_data_loss: Option<String>,
+    /// The same, of one that has what waits or failed tried once more.
+    pub retry: Option<String>,
     /// Who made these decisions, by their names, as far as they say.
     pub decided_by: BTreeMap<String, String>,
     /// spec.version is the attempt's `from` again.

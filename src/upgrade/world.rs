@@ -263,7 +263,7 @@ impl World {
         let mut seen = self.seen.clone();
         // As observed: an order that was acted on is none any more.
         let orders = &mut seen.orders;
-        for order in [&mut orders.abort, &mut orders.rollback, &mut orders.accept_data_loss] {
+        for order in [&mut orders.abort, &mut orders.rollback, &mut orders.accept_data_loss, &mut orders.retry] {
             if order.as_ref().is_some_and(|name| self.journal.decisions.iter().any(|done| done.name == *name)) {
                 *order = None;
             }

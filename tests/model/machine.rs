@@ -158,6 +158,9 @@ fn without_words(mut journal: MemoriaUpgradeStatus) -> MemoriaUpgradeStatus {
     for failure in failures {
         failure.message.clear();
     }
+    for decision in &mut journal.decisions {
+        decision.refused.as_mut().map(String::clear);
+    }
     journal
 }
 

@@ -25,12 +25,16 @@ fn bound(default: u8) -> u8 {
 
 /// Explores to the end, and tells how far that was.
 fn every_rule_holds(automatic: bool, settings: bool, bound: u8) {
+    every_rule_holds_in(World::new(automatic, settings, bound, None), &format!("rollback.automatic {automatic}"));
+}
+
+fn every_rule_holds_in(world: World, name: &str) {
+    let (settings, bound) = (world.settings, world.bound);
     let began = Instant::now();
-    let checker =
-        World::new(automatic, settings, bound, None).checker().finish_when(HasDiscoveries::All).spawn_bfs().join();
+    let checker = world.checker().finish_when(HasDiscoveries::All).spawn_bfs().join();
     let (journals, questions) = checker.model().machine.counts();
     println!(
-        "rollback.automatic {automatic}, settings {settings}, {bound} disturbances: {} states, {} steps, depth {}, {journals} journals, \
+        "{name}, settings {settings}, {bound} disturbances: {} states, {} steps, depth {}, {journals} journals, \
          {questions} decisions, {:.1?}",
         checker.unique_state_count(),
         checker.state_count(),
@@ -75,6 +79,18 @@ fn every_rule_holds_where_failures_stop() {
     every_rule_holds(false, false, bound(2));
 }
 
+/// Longer stories of few kinds: it fails, a person has it tried again, and a former leader's write comes late.
+#[test]
+fn every_rule_holds_where_a_halted_attempt_is_tried_again() {
+    use crate::{
+        state::Step::Baseline,
+        world::Disturbance::{Late, Lost, Retry, TakenOver},
+    };
+    let late = World::new(false, false, bound(3), None)
+        .only(|disturbance| matches!(disturbance, Lost(Baseline) | Late | TakenOver | Retry));
+    every_rule_holds_in(late, "tried again, and a write comes late");
+}
+
 #[test]
 fn every_rule_holds_where_settings_are_refreshed() {
     every_rule_holds(true, true, bound(1));
@@ -83,7 +99,8 @@ fn every_rule_holds_where_settings_are_refreshed() {
 #[test]
 fn a_guard_that_is_taken_away_is_missed() {
     for (mutant, rule) in Mutant::ALL {
-        let checker = World::new(true, mutant.has_settings(), 1, Some(mutant))
+        let (automatic, bound) = mutant.world();
+        let checker = World::new(automatic, mutant.has_settings(), bound, Some(mutant))
             .checker()
             .finish_when(HasDiscoveries::AnyFailures)
             .spawn_bfs()

@@ -253,6 +253,7 @@ pub fn observed(seen: &Seen, journal: &MemoriaUpgradeStatus) -> Observed {
             abort: open(seen.orders.abort, "abort"),
             rollback: open(seen.orders.rollback, "rollback"),
             accept_data_loss: open(seen.orders.accept, "accept"),
+            retry: open(seen.orders.retry, "retry"),
             returned: seen.orders.wanted == Wanted::Former,
             ..SeenOrders::default()
         },

@@ -189,6 +189,7 @@ pub struct Orders {
     pub abort: bool,
     pub rollback: bool,
     pub accept: bool,
+    pub retry: bool,
     pub suspend: bool,
     pub wanted: Wanted,
 }
@@ -291,7 +292,14 @@ impl State {
             zombie: false,
             stored: None,
             baseline: None,
-            orders: Orders { abort: false, rollback: false, accept: false, suspend: false, wanted: Wanted::Planned },
+            orders: Orders {
+                abort: false,
+                rollback: false,
+                accept: false,
+                retry: false,
+                suspend: false,
+                wanted: Wanted::Planned,
+            },
             refusal: false,
             lead: None,
             ghost: None,

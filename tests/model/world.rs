@@ -69,6 +69,8 @@ pub enum Disturbance {
     ServerBreaks,
     /// Another hand asks for a replica.
     ScaledUp(Who),
+    /// The same where nobody watches, and it is gone again, with what it wrote.
+    Visited(Who),
     /// Another hand sets the server's other image.
     Flipped,
     /// Another hand writes settings, or deletes the copy of what they were.
@@ -78,13 +80,19 @@ pub enum Disturbance {
     Late,
     Abort,
     Rollback,
+    /// A person has what failed tried again.
+    Retry,
     Suspend,
     /// `spec.version` changes.
     Wants(Wanted),
 }
 
+/// Whether a disturbance may come at all.
+pub type May = fn(Disturbance) -> bool;
+
 pub struct World {
     pub machine: Machine,
+    pub may: May,
     pub mutant: Option<Mutant>,
     /// The plan has settings to refresh.
     pub settings: bool,
@@ -94,7 +102,13 @@ pub struct World {
 
 impl World {
     pub fn new(automatic: bool, settings: bool, bound: u8, mutant: Option<Mutant>) -> Self {
-        Self { machine: Machine::new(automatic, settings, mutant), mutant, settings, bound }
+        let may = mutant.map_or((|_| true) as May, Mutant::needs);
+        Self { machine: Machine::new(automatic, settings, mutant), may, mutant, settings, bound }
+    }
+
+    /// Only these disturbances, but more of them.
+    pub fn only(self, may: May) -> Self {
+        Self { may, ..self }
     }
 
     fn ask(&self, state: &State, journal: u32, server: Load, worker: Load) -> (u32, Arc<Decided>) {
@@ -158,8 +172,8 @@ impl World {
     /// What may happen beside that.
     fn disturbances(&self, state: &State, moves: &mut Vec<Move>) {
         use Disturbance::{
-            Abort, CandidateBreaks, CopyDeleted, Crash, Fails, Flipped, HalfRead, Hangs, Late, Lost, Refused, Rollback,
-            ScaledUp, ServerBreaks, Set, Suspend, TakenOver, Twin, Wants,
+            Abort, CandidateBreaks, CopyDeleted, Crash, Fails, Flipped, HalfRead, Hangs, Late, Lost, Refused, Retry,
+            Rollback, ScaledUp, ServerBreaks, Set, Suspend, TakenOver, Twin, Visited, Wants,
         };
         let told = self.machine.told(state.journal);
         if state.writer_runs() && state.stored.is_some_and(|stored| state.data.writes == stored.writes) {
@@ -175,7 +189,12 @@ impl World {
             return;
         }
         let open = told.outcome.is_none();
-        let mut may = |disturbance| moves.push(Move::Disturb(disturbance));
+        let halted = told.outcome == Some(Outcome::Halted);
+        let mut may = |disturbance| {
+            if (self.may)(disturbance) {
+                moves.push(Move::Disturb(disturbance));
+            }
+        };
         if let Some(pending) = state.lead {
             may(Crash);
             if state.ghost.is_none() {
@@ -207,12 +226,17 @@ impl World {
         if matches!(state.server.pod, Pod::Up(_)) && state.server.up && state.stored.is_some() {
             may(ServerBreaks);
         }
-        if open {
+        if open || halted {
             for who in [Who::Server, Who::Worker] {
                 if !state.load(who).up {
                     may(ScaledUp(who));
                 }
             }
+        }
+        if halted {
+            [Who::Server, Who::Worker].into_iter().filter(|who| !state.load(*who).up).for_each(|who| may(Visited(who)));
+        }
+        if open {
             if state.stored.is_some() {
                 may(Flipped);
             }
@@ -239,6 +263,9 @@ impl World {
         }
         if !state.orders.abort && told.outcome.is_none_or(|o| matches!(o, Outcome::Halted | Outcome::RollbackFailed)) {
             may(Abort);
+        }
+        if !state.orders.retry && (halted || told.outcome == Some(Outcome::RollbackFailed)) {
+            may(Retry);
         }
         let stands = |outcome| {
             use Outcome::{Halted, RollbackFailed, Succeeded, Unverified};
@@ -434,6 +461,15 @@ impl World {
                 (load.up, load.stray) = (true, true);
                 load.generation += 1;
             }
+            Disturbance::Visited(who) => {
+                let known = state.stored.is_some_and(|stored| state.data.writes > stored.writes);
+                state.data.writes += u8::from(!known);
+                state.data.touched = true;
+                if (who, state.server.image, state.data.schema) == (Who::Server, Image::New, Schema::Old) {
+                    state.data.schema = Schema::New;
+                }
+                state.change(who).generation += 2;
+            }
             Disturbance::Flipped => {
                 let load = state.change(Who::Server);
                 load.image = if load.image == Image::Old { Image::New } else { Image::Old };
@@ -450,6 +486,7 @@ impl World {
             Disturbance::Late => state.clock += 1,
             Disturbance::Abort => state.orders.abort = true,
             Disturbance::Rollback => state.orders.rollback = true,
+            Disturbance::Retry => state.orders.retry = true,
             Disturbance::Suspend => state.orders.suspend = true,
             Disturbance::Wants(wanted) => state.orders.wanted = wanted,
         }

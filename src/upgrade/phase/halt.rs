@@ -1,10 +1,13 @@
 //! Halt: where image and data are not taken back (that was not asked for, or it failed), the attempt stops in the safest
 //! place: no writer runs, the database stays as it is, and the snapshot is kept.
 
-use super::{Context, Phase, Step, arm_jobs, chain, take, to_zero};
-use crate::upgrade::Action;
+use super::{Context, Member, Phase, Step, arm_jobs, chain, intruder, take, to_zero};
+use crate::{api::upgrade::PhaseRecord, upgrade::Action};
 
 pub const PHASE: Phase = Phase { name: "Halt", limit: |_| None, step, uninterruptible: true };
+
+/// Remembered of each writer once all are stopped: its generation, which grows with whatever is asked of it.
+pub const STILL: &str = "still-";
 
 fn step(cx: &Context<'_>) -> Step {
     let candidates: Vec<_> = cx
@@ -17,6 +20,25 @@ fn step(cx: &Context<'_>) -> Step {
     if !candidates.is_empty() {
         return Step::act(candidates, "ending the candidates");
     }
-    chain!(to_zero(&take!(cx.writers())), arm_jobs(cx));
+    chain!(intruder::unasked(cx));
+    let writers = take!(cx.writers());
+    chain!(to_zero(&writers), arm_jobs(cx));
+    if let Some(moved) = writers.iter().find(|writer| !stood_still(cx.record, writer)) {
+        return Step::Remember { key: key(moved), value: moved.seen.generation.to_string() };
+    }
     Step::done("writers are stopped; the database is as the failure left it, and the snapshot is kept")
+}
+
+fn key(writer: &Member<'_>) -> String {
+    format!("{STILL}{}", writer.reference)
+}
+
+/// Whether something was asked of a writer since it was stopped, as far as this record remembers that.
+pub fn moved(record: &PhaseRecord, writer: &Member<'_>) -> bool {
+    record.done.get(&key(writer)).is_some_and(|generation| *generation != writer.seen.generation.to_string())
+}
+
+/// Whether nothing was asked of a writer since it was stopped in the phase with this record: then nothing of it ran.
+pub fn stood_still(halt: &PhaseRecord, writer: &Member<'_>) -> bool {
+    halt.done.get(&key(writer)).is_some_and(|generation| *generation == writer.seen.generation.to_string())
 }

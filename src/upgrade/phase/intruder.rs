@@ -2,7 +2,10 @@
 
 use super::{Context, RESTORE, RESTORE_ACCEPTED, START, Step, import_snapshot::CLIENTS_MAY_WRITE};
 use crate::{
-    api::upgrade::{Category, PhaseRecord, PlannedTarget},
+    api::{
+        MemoriaUpgradeStatus,
+        upgrade::{Category, PhaseRecord, PlannedTarget},
+    },
     upgrade::seen::JobState,
 };
 
@@ -53,6 +56,17 @@ pub fn writers(cx: &Context<'_>) -> Result<(), Step> {
     }
 }
 
+/// Where an attempt stops without going back: a writer that nobody let in is stopped like all others, but first it is
+/// remembered.
+pub fn unasked(cx: &Context<'_>) -> Result<(), Step> {
+    match cx.breach() {
+        Err(Step::Fail { message, .. }) if cx.journal.rollback.is_none() && !may_have_written(cx) => {
+            Err(Step::Remember { key: WRITER_CAME_BACK.to_owned(), value: crate::upgrade::cut(message) })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether rows may be in the database that the snapshot does not hold, beside those of the upgrade itself.
 pub fn may_have_written(cx: &Context<'_>) -> bool {
     let let_in = |record: &PhaseRecord| record.name == START && record.done.contains_key(CLIENTS_MAY_WRITE);
@@ -61,6 +75,11 @@ pub fn may_have_written(cx: &Context<'_>) -> bool {
 
 /// Whether some of them may be of a writer that nobody let in.
 pub fn wrote(cx: &Context<'_>) -> bool {
-    cx.journal.phases.iter().any(|record| record.done.contains_key(WRITER_CAME_BACK))
-        || cx.journal.failure.as_ref().is_some_and(|failure| TELLS_OF_WRITES.contains(&failure.reason.as_str()))
+    wrote_unasked(cx.journal)
+}
+
+/// The same, by the journal alone.
+pub fn wrote_unasked(journal: &MemoriaUpgradeStatus) -> bool {
+    journal.phases.iter().any(|record| record.done.contains_key(WRITER_CAME_BACK))
+        || journal.failure.as_ref().is_some_and(|failure| TELLS_OF_WRITES.contains(&failure.reason.as_str()))
 }

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 
-use super::{Context, QUIESCE, Step};
+use super::{Context, QUIESCE, Step, halt::moved};
 use crate::{
     api::{
         marks::ATTEMPT_ANNOTATION,
@@ -240,6 +240,12 @@ impl<'a> Context<'a> {
         for writer in self.writers()? {
             if !writer.seen.is_gone() {
                 return Err(Step::fail(Category::Conflict, "WriterCameBack", came_back(&writer)));
+            }
+            if moved(self.record, &writer) {
+                let reference = &writer.reference;
+                let message =
+                    format!("{reference} was scaled or changed while nobody watched it, and may have written");
+                return Err(Step::fail(Category::Conflict, "WriterCameBack", message));
             }
         }
         Ok(())

@@ -12,6 +12,9 @@ pub const PHASE: Phase = Phase {
     uninterruptible: true,
 };
 
+/// The step of the plan that migrates.
+pub const STEP: &str = "migrate";
+
 fn step(cx: &Context<'_>) -> Step {
     chain!(cx.breach());
     let Some(snapshot) = &cx.journal.snapshot else {
@@ -21,10 +24,10 @@ fn step(cx: &Context<'_>) -> Step {
             "no verified snapshot is in the journal; nothing is migrated without one",
         );
     };
-    if cx.plan.jobs.iter().all(|job| job.step != "migrate") {
+    if cx.plan.jobs.iter().all(|job| job.step != STEP) {
         return Step::done("no migrations were asked for");
     }
     let input = JobInput { manifest_sha256: Some(snapshot.manifest_sha256.clone()), ..JobInput::default() };
-    let report = take!(cx.job("migrate", input));
+    let report = take!(cx.job(STEP, input));
     Step::Done(Box::new(Done { message: report.message.clone(), facts: report.facts.clone() }))
 }

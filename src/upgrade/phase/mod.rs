@@ -85,14 +85,48 @@ pub const IMAGE_BUMP: &str = image_bump::PHASE.name;
 pub const INGESTION_REENABLE: &str = ingestion_reenable::PHASE.name;
 pub const RESUME_INGESTION: &str = resume_ingestion::PHASE.name;
 pub const START: &str = start::PHASE.name;
+pub const MIGRATE: &str = migrate::PHASE.name;
 pub const IMPORT_SNAPSHOT: &str = import_snapshot::PHASE.name;
+pub use halt::stood_still;
 pub use import_snapshot::{ACCEPTED, RESTORE, RESTORE_ACCEPTED, asked};
+pub use intruder::wrote_unasked;
+pub use migrate::STEP as MIGRATE_STEP;
 pub use restore_config::config_record;
 
 /// The phase of that name, on the way forward or back.
 pub fn by_name(name: &str) -> Option<&'static Phase> {
     FORWARD.iter().chain(BACK).chain([RESUME, HALT, LEAVE]).find(|phase| phase.name == name)
 }
+
+/// What a phase remembered when it was tried before, as far as it is still true when it is begun again.
+pub fn still_true(
+    name: &str,
+    plan: &MemoriaUpgradeSpec,
+    journal: &MemoriaUpgradeStatus,
+    seen: &Observed,
+) -> Remembered {
+    let output = seen.config.as_ref().and_then(|config| config.output.as_ref());
+    let refreshed = plan.config.as_ref().zip(output).is_some_and(|(planned, output)| {
+        output.sha256.as_ref() == Some(&planned.new_sha256) && planned.new_sha256 != planned.prior_sha256
+    });
+    let stays = |key: &str| match name {
+        START => [import_snapshot::BASELINE, import_snapshot::CLIENTS_MAY_WRITE].contains(&key),
+        // The settings that are there are the attempt's own.
+        name if name == config_refresh::PHASE.name => refreshed && key.starts_with(config_refresh::WRITE),
+        _ => false,
+    };
+    let last = |name: &str| journal.phases.iter().rfind(|record| record.name == name).map(|record| record.done.clone());
+    let mut known: Remembered = last(name).into_iter().flatten().filter(|(key, _)| stays(key)).collect();
+    let proved = [config_refresh::PHASE.name, START].contains(&name);
+    if proved && !known.contains_key(import_snapshot::CLIENTS_MAY_WRITE) {
+        // Between the last look at the halted attempt and the first one at this phase nobody watches either.
+        known.extend(last(halt::PHASE.name).into_iter().flatten().filter(|(key, _)| key.starts_with(halt::STILL)));
+    }
+    known
+}
+
+/// Steps of a phase that are done, with what must be remembered of each.
+pub type Remembered = BTreeMap<String, String>;
 
 /// All that a phase may look at.
 pub struct Context<'a> {
