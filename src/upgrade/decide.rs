@@ -465,10 +465,17 @@ impl Driver<'_> {
             message: format!("taken back by decision {decision}"),
         };
         journal.failure.get_or_insert(failure);
+        let halted = journal.outcome == Some(Outcome::Halted);
+        let known = phase::still_true(phase::ROLLBACK_QUIESCE, self.plan, &journal, self.seen);
         journal.rollback = None;
         journal.outcome = None;
         journal.finished_at = None;
-        self.go_on_back(journal)
+        let mut decision = self.go_on_back(journal);
+        // A writer that came and went since it halted is found by these, and the restore then looks for its rows.
+        if let Some(record) = decision.journal.phases.last_mut().filter(|_| halted) {
+            record.done = known;
+        }
+        decision
     }
 
     fn close_turned(&self, journal: MemoriaUpgradeStatus, phase: &Phase) -> Decision {

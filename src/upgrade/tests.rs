@@ -696,6 +696,7 @@ mod retry {
             upgrade::{Category, Outcome},
         },
         upgrade::{
+            Action,
             seen::{JobState, Refusal},
             world::{Fault, NEW, NEW_CONFIG, World, workload_ref},
         },
@@ -839,6 +840,31 @@ mod retry {
         world.seen.orders.rollback = Some("take-it-back".into());
         world.run();
         rolled_back(&world);
+    }
+
+    #[test]
+    fn a_writer_that_came_and_went_while_it_was_halted_is_told_to_the_restore() {
+        for (visit, told) in [(0, false), (2, true)] {
+            let mut world = halted(STORAGE);
+            world.faults.clear();
+            world.workload(workload_ref("ingest")).generation += visit;
+            world.seen.orders.rollback = Some("take-it-back".into());
+            let mut late = None;
+            while world.journal.outcome != Some(Outcome::RolledBack) {
+                late = world.decide().actions.into_iter().find_map(restore_is_told).or(late);
+                world.turn(None);
+            }
+            assert_eq!(late, Some(told));
+            rolled_back(&world);
+        }
+    }
+
+    /// Whether a restore Job looks for rows of others.
+    fn restore_is_told(action: Action) -> Option<bool> {
+        match action {
+            Action::CreateJob { step, input } if step == "restore" => Some(input.late_writes_possible),
+            _ => None,
+        }
     }
 
     #[test]

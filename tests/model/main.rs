@@ -79,13 +79,17 @@ fn every_rule_holds_where_failures_stop() {
     every_rule_holds(false, false, bound(2));
 }
 
-/// Longer stories of few kinds: it fails, a person has it tried again, and a former leader's write comes late.
+/// Longer stories of few kinds: it fails, nobody watches, a person has it tried again and then taken back; or a former
+/// leader's write comes late.
 #[test]
 fn every_rule_holds_where_a_halted_attempt_is_tried_again() {
     use crate::{
-        state::Step::Baseline,
-        world::Disturbance::{Late, Lost, Retry, TakenOver},
+        state::Step::{Baseline, Migrate},
+        world::Disturbance::{Late, Lost, Retry, Rollback, TakenOver, Visited},
     };
+    let unwatched = World::new(false, false, bound(4), None)
+        .only(|disturbance| matches!(disturbance, Lost(Baseline | Migrate) | Visited(_) | Retry | Rollback));
+    every_rule_holds_in(unwatched, "tried again, and nobody watched");
     let late = World::new(false, false, bound(3), None)
         .only(|disturbance| matches!(disturbance, Lost(Baseline) | Late | TakenOver | Retry));
     every_rule_holds_in(late, "tried again, and a write comes late");

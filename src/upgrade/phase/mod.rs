@@ -85,6 +85,7 @@ pub const IMAGE_BUMP: &str = image_bump::PHASE.name;
 pub const INGESTION_REENABLE: &str = ingestion_reenable::PHASE.name;
 pub const RESUME_INGESTION: &str = resume_ingestion::PHASE.name;
 pub const START: &str = start::PHASE.name;
+pub const ROLLBACK_QUIESCE: &str = rollback_quiesce::PHASE.name;
 pub const MIGRATE: &str = migrate::PHASE.name;
 pub const IMPORT_SNAPSHOT: &str = import_snapshot::PHASE.name;
 pub use halt::stood_still;
@@ -117,7 +118,7 @@ pub fn still_true(
     };
     let last = |name: &str| journal.phases.iter().rfind(|record| record.name == name).map(|record| record.done.clone());
     let mut known: Remembered = last(name).into_iter().flatten().filter(|(key, _)| stays(key)).collect();
-    let proved = [config_refresh::PHASE.name, START].contains(&name);
+    let proved = [config_refresh::PHASE.name, START, rollback_quiesce::PHASE.name].contains(&name);
     if proved && !known.contains_key(import_snapshot::CLIENTS_MAY_WRITE) {
         // Between the last look at the halted attempt and the first one at this phase nobody watches either.
         known.extend(last(halt::PHASE.name).into_iter().flatten().filter(|(key, _)| key.starts_with(halt::STILL)));
