@@ -11,10 +11,13 @@ use super::{
     phase::{self, Member, Phase, Step},
     seen::{JobSeen, JobState, Switch},
 };
-use crate::api::{
-    MemoriaUpgradeSpec, MemoriaUpgradeStatus,
-    decision::{self, DecisionAction},
-    upgrade::{Category, Failure, Outcome, PhaseRecord},
+use crate::{
+    api::{
+        MemoriaUpgradeSpec, MemoriaUpgradeStatus,
+        decision::DecisionAction,
+        upgrade::{Category, Failure, Outcome, PhaseRecord},
+    },
+    commands::Command,
 };
 
 /// A journal takes 64 phases: this leaves room for the whole way back, twice.
@@ -188,7 +191,7 @@ impl Driver<'_> {
     }
 
     fn order(&self, action: DecisionAction) -> String {
-        decision::command(self.namespace, &self.plan.release_name, self.attempt, action)
+        Command::Decide { release: &self.plan.release_name, attempt: self.attempt, action }.in_namespace(self.namespace)
     }
 }
 
