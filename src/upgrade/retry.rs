@@ -180,8 +180,9 @@ impl Driver<'_> {
                      starts it, then order Rollback"
                 ));
             }
-            let watched = !matches!(seen.switch, Switch::Paused { .. });
-            if !compared && !(watched && phase::stood_still(halt, writer)) {
+            // What KEDA scales leaves no trace on the ScaledObject.
+            let unwatched = matches!(seen.switch, Switch::Paused { .. }) || !phase::stood_still(halt, writer);
+            if unwatched && !compared {
                 return Err(format!(
                     "{reference} may have run while nobody watched it, so the data is not proved any more; order Rollback"
                 ));

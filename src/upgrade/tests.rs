@@ -797,7 +797,8 @@ mod retry {
 
     #[test]
     fn what_ran_while_nobody_watched_is_not_built_upon() {
-        let changes: [(fn(&mut World), &str); 3] = [
+        type Change = fn(&mut World);
+        let changes: [(Change, &str); 3] = [
             (
                 |world| {
                     intrude(world);
