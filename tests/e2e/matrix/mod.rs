@@ -48,17 +48,17 @@ async fn every_chosen_cell_ends_as_it_must() -> Outcome {
     Ok(())
 }
 
-/// A sample takes every n-th of the cells that CI has time for, from a place that the seed names.
+/// A sample takes every n-th of CI's cells, from a place that the seed names.
 fn choose<'a>(cells: &[Cell<'a>], wanted: &str) -> Result<Vec<Cell<'a>>> {
     if wanted == "all" {
         return Ok(cells.to_vec());
     }
     if let Some((seed, count)) = wanted.strip_prefix("sample:").and_then(|rest| rest.split_once(':')) {
-        let quick: Vec<_> = cells.iter().copied().filter(|(fault, _)| !fault.slow).collect();
+        let of_ci: Vec<_> = cells.iter().copied().filter(|(fault, _)| fault.in_ci).collect();
         let count: usize = count.parse().context("how many cells")?;
         let seed = seed.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-        let step = (quick.len() / count.max(1)).max(1);
-        return Ok((0..count).map(|n| quick[(seed % quick.len() + n * step) % quick.len()]).collect());
+        let step = (of_ci.len() / count.max(1)).max(1);
+        return Ok((0..count).map(|n| of_ci[(seed % of_ci.len() + n * step) % of_ci.len()]).collect());
     }
     let named = |wanted: &str| {
         let found = cells.iter().copied().find(|cell| name(cell) == wanted);
