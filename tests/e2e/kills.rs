@@ -61,6 +61,7 @@ async fn operator_and_jobs_killed_at_random_instants_leave_every_attempt_at_a_co
         let options = if round % 2 == 0 { Options::default() } else { SQLITE };
         let (failing, phase) = FAILING[hunt.dice.below(FAILING.len())];
         let result = with_site(&format!("kills-{round}"), options, async |site| {
+            site.adopt().await?;
             attempt(site, &mut hunt, failing, Some(phase)).await?;
             attempt(site, &mut hunt, TO, None).await?;
             // Its servers would only take the processor from the next ones.

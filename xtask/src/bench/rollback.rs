@@ -143,14 +143,16 @@ fn by_operator(kube: &Kube, kinds: &[&'static str], record: &str) -> Result<Done
     let spec = json!({"version": BAD, "rollback": {"rehearse": "Never"}});
     let patch = json!({ "spec": spec }).to_string();
     kube.run(&["--namespace", NAMESPACE, "patch", "memoriarelease", RELEASE, "--type=merge", "-p", &patch])?;
-    recorder.wait("the operator to take the upgrade back", UPGRADED, |events| {
+    let said = recorder.wait("the operator to take the upgrade back", UPGRADED, |events| {
         let over = |event: &Event| match &event.state {
-            State::Release { version, ready, stalled, .. } => version == BAD && (*ready || *stalled),
-            _ => false,
+            State::Release { version, ready, stalled, message } if version == BAD && (*ready || *stalled) => {
+                Some(message.clone())
+            }
+            _ => None,
         };
-        Ok(events.iter().any(over).then_some(()))
+        Ok(events.iter().find_map(over))
     })?;
-    let attempt = taken_back(kube)?;
+    let attempt = taken_back(kube).with_context(|| format!("the release says: {said}"))?;
     let peak_mib = sampler.finish(&uids(kube, Way::Operator)?)?;
     let events = recorder.finish()?;
     stage::keep(&events, None::<&SaidBack>, record)?;

@@ -30,7 +30,8 @@ struct Class {
 }
 
 const CLASSES: &[Class] = &[
-    Class { name: "local", default: true, per_node: 32, mebibytes: 2048, limited: false },
+    // Room for the snapshot of 440,000 rows, for which a claim of three times the database is made.
+    Class { name: "local", default: true, per_node: 32, mebibytes: 8192, limited: false },
     Class { name: "local-small", default: false, per_node: 4, mebibytes: 24, limited: true },
 ];
 
