@@ -57,9 +57,15 @@ fn is_test_module(file: &Path) -> Result<bool> {
     if stem == "tests" || beside.file_name().is_some_and(|name| name == "tests" || name == "snapshots") {
         return Ok(true);
     }
-    let declared = format!("#[cfg(test)]\nmod {stem};");
     let parents = ["mod.rs", "lib.rs", "main.rs"].map(|name| beside.join(name));
-    Ok(parents.iter().any(|parent| fs::read_to_string(parent).is_ok_and(|text| text.contains(&declared))))
+    Ok(parents.iter().any(|parent| fs::read_to_string(parent).is_ok_and(|text| declares_for_tests(&text, stem))))
+}
+
+/// Whether a module is compiled for tests only, whoever may see it then.
+fn declares_for_tests(text: &str, module: &str) -> bool {
+    ["", "pub(super) ", "pub(crate) "]
+        .iter()
+        .any(|visibility| text.contains(&format!("#[cfg(test)]\n{visibility}mod {module};")))
 }
 
 /// The chart's texts for people, and its definitions: they are made from what is checked in `src`.
@@ -96,6 +102,13 @@ mod tests {
 
     fn found(text: &str) -> usize {
         hits(text, &["1.0.0".into(), "1.0.1-bad".into()], false).len()
+    }
+
+    #[test]
+    fn a_module_for_tests_is_known_by_its_declaration_whoever_may_see_it() {
+        let text = "#[cfg(test)]\nmod own;\n#[cfg(test)]\npub(crate) mod shared;\npub(crate) mod shipped;\n";
+        assert!(declares_for_tests(text, "own") && declares_for_tests(text, "shared"));
+        assert!(!declares_for_tests(text, "shipped"));
     }
 
     #[test]
