@@ -13,7 +13,8 @@ use crate::{
     api::{
         GoDuration, MemoriaUpgradeSpec, MemoriaUpgradeStatus,
         release::{
-            CheckResult, KeyRef, MaintenanceFlag, Role, Timeouts, Verdict, WorkerRef, WorkloadKind, WorkloadRef,
+            CheckResult, KeyRef, MaintenanceFlag, Role, Timeouts, Verdict, WorkerKind, WorkerRef, WorkloadKind,
+            WorkloadRef,
         },
         settings::{ConfigReport, PlannedConfig},
         upgrade::{
@@ -340,12 +341,14 @@ impl World {
         match action {
             Action::Mark { workload, prior, back, .. } => {
                 let seen = self.workload(workload);
+                seen.generation += annotated(workload);
                 seen.goes_back = *back;
                 seen.attempt = Some(ATTEMPT.into());
                 seen.prior_replicas = Some(format!("{prior:?}"));
             }
             Action::Unmark { workload, .. } => {
                 let seen = self.workload(workload);
+                seen.generation += annotated(workload);
                 seen.attempt = None;
                 seen.goes_back = false;
                 seen.prior_replicas = None;
@@ -559,4 +562,9 @@ fn settle(name: &str, seen: &mut Workload) {
     seen.status_replicas = seen.replicas;
     seen.updated_replicas = seen.replicas;
     seen.ready_replicas = seen.replicas;
+}
+
+/// What changed annotations add to a workload's generation.
+fn annotated(workload: &WorkerRef) -> i64 {
+    i64::from(workload.kind == WorkerKind::Deployment)
 }

@@ -305,10 +305,13 @@ impl World {
         match decided.actions[at] {
             Act::Mark(who, back) => {
                 let load = state.change(who);
+                // Both are Deployments, whose generation counts changed annotations.
+                load.generation += u8::from((load.marked, load.back) != (true, back));
                 (load.marked, load.back) = (true, back);
             }
             Act::Unmark(who) => {
                 let load = state.change(who);
+                load.generation += u8::from(load.marked || load.back);
                 (load.marked, load.back) = (false, false);
             }
             Act::Scale(who, up) => {

@@ -2,7 +2,10 @@
 //! place: no writer runs, the database stays as it is, and the snapshot is kept.
 
 use super::{Context, Member, Phase, Step, arm_jobs, chain, intruder, take, to_zero};
-use crate::{api::upgrade::PhaseRecord, upgrade::Action};
+use crate::{
+    api::{release::WorkerKind, upgrade::PhaseRecord},
+    upgrade::Action,
+};
 
 pub const PHASE: Phase = Phase { name: "Halt", limit: |_| None, step, uninterruptible: true };
 
@@ -24,7 +27,7 @@ fn step(cx: &Context<'_>) -> Step {
     let writers = take!(cx.writers());
     chain!(to_zero(&writers), arm_jobs(cx));
     if let Some(moved) = writers.iter().find(|writer| !stood_still(cx.record, writer)) {
-        return Step::Remember { key: key(moved), value: moved.seen.generation.to_string() };
+        return Step::Remember { key: key(moved), value: unmarked(moved).to_string() };
     }
     Step::done("writers are stopped; the database is as the failure left it, and the snapshot is kept")
 }
@@ -35,10 +38,21 @@ fn key(writer: &Member<'_>) -> String {
 
 /// Whether something was asked of a writer since it was stopped, as far as this record remembers that.
 pub fn moved(record: &PhaseRecord, writer: &Member<'_>) -> bool {
-    record.done.get(&key(writer)).is_some_and(|generation| *generation != writer.seen.generation.to_string())
+    remembered(record, writer).is_some_and(|generation| generation != unmarked(writer))
 }
 
 /// Whether nothing was asked of a writer since it was stopped in the phase with this record: then nothing of it ran.
 pub fn stood_still(halt: &PhaseRecord, writer: &Member<'_>) -> bool {
-    halt.done.get(&key(writer)).is_some_and(|generation| *generation == writer.seen.generation.to_string())
+    remembered(halt, writer).is_some_and(|generation| generation == unmarked(writer))
+}
+
+fn remembered(record: &PhaseRecord, writer: &Member<'_>) -> Option<i64> {
+    record.done.get(&key(writer))?.parse().ok()
+}
+
+/// The writer's generation without our own mark that it goes back, which Kubernetes counts on a Deployment: there, and of
+/// these kinds only there, changed annotations make a new generation.
+fn unmarked(writer: &Member<'_>) -> i64 {
+    let counted = writer.seen.goes_back && writer.reference.kind == WorkerKind::Deployment;
+    writer.seen.generation - i64::from(counted)
 }
