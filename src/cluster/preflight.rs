@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -126,36 +126,33 @@ pub async fn dry_run(
     plan: &MemoriaUpgradeSpec,
 ) -> Vec<CheckResult> {
     let owner = release.uid().unwrap_or_default();
-    let mut results = Vec::new();
-    for job in &plan.jobs {
+    let jobs = plan.jobs.iter().map(async |job| {
         let answer = dry_job(client, ns, &job.manifest).await;
-        results.push(judged(ns, format!("admit-job-{}", job.step), "Job and pod would be admitted", answer));
-    }
-    for target in &plan.targets {
+        judged(ns, format!("admit-job-{}", job.step), "Job and pod would be admitted", answer)
+    });
+    let targets = plan.targets.iter().map(async |target| {
         let answer = dry_target(client, ns, &owner, attempt, target).await;
-        results.push(judged(
-            ns,
-            format!("admit-target-{}", target.name),
-            "marks, replicas, image and candidate would be admitted",
-            answer,
-        ));
-    }
-    for worker in plan.workers.iter().filter(|w| plan.targets.iter().all(|t| !w.workload.is(&t.workload))) {
+        let passed = "marks, replicas, image and candidate would be admitted";
+        judged(ns, format!("admit-target-{}", target.name), passed, answer)
+    });
+    let only_workers = plan.workers.iter().filter(|w| plan.targets.iter().all(|t| !w.workload.is(&t.workload)));
+    let workers = only_workers.map(async |worker| {
         let answer = dry_stop(client, ns, &owner, attempt, &worker.workload, &prior_of(worker)).await.map(drop);
         let name = format!("admit-worker-{}", worker.workload.to_string().replace('/', "-"));
-        results.push(judged(ns, name, "marks and being stopped would be admitted", answer));
-    }
-    if plan.config.is_some() {
+        judged(ns, name, "marks and being stopped would be admitted", answer)
+    });
+    let config = plan.config.iter().map(async |_| {
         let answer = settings::dry_run(client, ns, plan, attempt).await;
-        results.push(judged(ns, "admit-config".to_owned(), "both writes of the settings would be admitted", answer));
-    }
-    results.push(judged(
-        ns,
-        "snapshot-claim".to_owned(),
-        "the claim for snapshots exists",
-        usable_claim(client, ns, release, plan).await,
-    ));
-    results
+        judged(ns, "admit-config".to_owned(), "both writes of the settings would be admitted", answer)
+    });
+    let claim = async {
+        let answer = usable_claim(client, ns, release, plan).await;
+        judged(ns, "snapshot-claim".to_owned(), "the claim for snapshots exists", answer)
+    };
+    // Nothing is written, so that nothing waits for anything.
+    let (jobs, targets, workers, config, claim) =
+        futures::join!(join_all(jobs), join_all(targets), join_all(workers), join_all(config), claim);
+    jobs.into_iter().chain(targets).chain(workers).chain(config).chain([claim]).collect()
 }
 
 fn judged(ns: &str, name: String, passed: &str, answer: Result<(), ClusterError>) -> CheckResult {

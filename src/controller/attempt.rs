@@ -18,12 +18,15 @@ use super::{
 };
 use crate::{
     api::{MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeStatus, marks, upgrade::Outcome},
-    cluster::{self, ClusterError, client::bounded, events::Notice, preflight::delete_run_jobs},
+    cluster::{self, ClusterError, Kind, client::bounded, events::Notice, preflight::delete_run_jobs},
     upgrade::{self, Action, seen::Refusal},
 };
 
 /// How many journals one reconcile stores at most before it lets other releases have their turn.
 const MAX_ROUNDS: usize = 16;
+
+/// How long the API server is left alone after it did not answer a write.
+const UNREACHABLE: Duration = Duration::from_millis(500);
 
 /// Carries an attempt as far as it goes without waiting.
 pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpgrade) -> Result<Requeue, ClusterError> {
@@ -31,6 +34,7 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
     let span = info_span!("attempt", attempt = upgrade.name_any(), namespace = subject.namespace, phase);
     async {
         let mut refusal = None;
+        let mut done = Vec::new();
         for _ in 0..MAX_ROUNDS {
             let mut observed =
                 cluster::observe(&context.client, &subject.namespace, &subject.release, &upgrade).await?;
@@ -53,13 +57,20 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
             // Events are for people: nothing waits for them.
             let told = tell(context, subject, &upgrade, &notices);
             let (acted, ()) = futures::join!(act(context, subject, &upgrade, &decision.actions), told);
+            // What was just done is looked at right away; where that asks for the same once more, only a change helps.
+            let mut again = !decision.actions.is_empty() && decision.actions != done;
             match acted {
                 Acted::All => {}
                 Acted::NotLeading => return Ok(Requeue::await_change()),
-                Acted::Outdated => return Ok(Requeue::requeue(Duration::from_millis(500))),
-                Acted::Refused(refused) => refusal = Some(refused),
+                Acted::Outdated => again = true,
+                Acted::Unreachable => return Ok(Requeue::requeue(UNREACHABLE)),
+                Acted::Refused(refused) => {
+                    refusal = Some(refused);
+                    again = true;
+                }
             }
-            let again = refusal.is_some() || decision.wake.is_some_and(|wake| wake <= Timestamp::now());
+            again |= decision.wake.is_some_and(|wake| wake <= Timestamp::now());
+            done = decision.actions;
             if !again || upgrade.status.as_ref().is_some_and(|journal| journal.outcome.is_some()) {
                 return settle(context, subject, &upgrade, decision.wake).await;
             }
@@ -76,6 +87,7 @@ enum Acted {
     NotLeading,
     /// What an action was decided on has changed.
     Outdated,
+    Unreachable,
     Refused(Refusal),
 }
 
@@ -88,7 +100,7 @@ async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, act
             Ok(()) => info!(?action, "done"),
             Err(error) if error.is_settled_by_observing_again() => {
                 info!(%error, "observing again");
-                return Acted::Outdated;
+                return if error.kind == Kind::Stale { Acted::Outdated } else { Acted::Unreachable };
             }
             Err(error) => {
                 let error = error.in_namespace(&subject.namespace);

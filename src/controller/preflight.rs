@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::try_join_all;
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt,
@@ -73,25 +74,12 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     {
         answer = answer.not_admitted(refused, release, Timestamp::now());
     }
-    tell(context, subject, &answer).await;
-    match &answer {
-        Answer::Checking { jobs: missing, claim, .. } => {
-            if let Some(claim) = claim {
-                ensure_claim(client, ns, &release.name_any(), &claim.name, claim.bytes).await?;
-            }
-            for job in missing {
-                create_run_job(client, ns, job).await?;
-            }
-        }
-        Answer::Planned { plan, .. } if release.spec.mode == Mode::Apply => {
-            open(client, subject, &attempt, plan).await?;
-            return Ok(Requeue::requeue(std::time::Duration::ZERO));
-        }
-        // A plan leaves nothing behind.
-        Answer::Planned { .. } | Answer::NotPassed { .. } if release.spec.mode == Mode::Plan => {
-            delete_run_jobs(client, ns, &run).await?;
-        }
-        _ => {}
+    // Events are for people: nothing waits for them.
+    let (carried, ()) =
+        futures::join!(carry_out(context, subject, &run, &attempt, &answer), tell(context, subject, &answer));
+    carried?;
+    if matches!(answer, Answer::Planned { .. }) && release.spec.mode == Mode::Apply {
+        return Ok(Requeue::requeue(std::time::Duration::ZERO));
     }
     let next = status::of_preflight(release, &answer, running(release, &adopted), Timestamp::now());
     write_status(client, release, next).await?;
@@ -107,6 +95,31 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
         }
         _ => Requeue::await_change(),
     })
+}
+
+/// Does what the answer asks for.
+async fn carry_out(
+    context: &Context,
+    subject: &Subject,
+    run: &str,
+    attempt: &str,
+    answer: &Answer,
+) -> Result<(), ClusterError> {
+    let (client, ns, release) = (&context.client, subject.namespace.as_str(), &subject.release);
+    match answer {
+        Answer::Checking { jobs: missing, claim, .. } => {
+            if let Some(claim) = claim {
+                ensure_claim(client, ns, &release.name_any(), &claim.name, claim.bytes).await?;
+            }
+            try_join_all(missing.iter().map(|job| create_run_job(client, ns, job))).await.map(drop)
+        }
+        Answer::Planned { plan, .. } if release.spec.mode == Mode::Apply => open(client, subject, attempt, plan).await,
+        // A plan leaves nothing behind.
+        Answer::Planned { .. } | Answer::NotPassed { .. } if release.spec.mode == Mode::Plan => {
+            delete_run_jobs(client, ns, run).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether this run's result already stands in the status.

@@ -1,6 +1,6 @@
 //! IngestionReenable: flag off, workers back at their counts, and the gate that the queue is normal again.
 
-use super::{Context, Phase, Step, chain, flag, intruder::images, take, to_prior};
+use super::{Context, Phase, Step, both, chain, flag, intruder::images, take, to_prior};
 use crate::{
     api::{GoDuration, release::Stage},
     job::protocol::JobInput,
@@ -18,9 +18,8 @@ pub const WORKERS_BACK: &str = "workers-back";
 
 fn step(cx: &Context<'_>) -> Step {
     chain!(images(cx, |target| &target.to_image));
-    chain!(flag(cx, false));
     let workers = take!(cx.workers());
-    chain!(to_prior(&workers));
+    chain!(both(flag(cx, false), to_prior(&workers)));
     if !cx.record.done.contains_key(WORKERS_BACK) {
         return Step::Remember { key: WORKERS_BACK.to_owned(), value: format!("{} workloads", workers.len()) };
     }

@@ -1,7 +1,7 @@
 //! Leave: an attempt that failed after ingestion was back keeps the new version running: its data was verified, and
 //! users already write to it. Workers that were not back yet are asked for, and the attempt's marks go.
 
-use super::{Context, Phase, Step, arm_jobs, chain, flag, intruder::images, scale_back, take, unmark};
+use super::{Context, Phase, Step, arm_jobs, both, chain, flag, intruder::images, scale_back, take, unmark};
 
 pub const PHASE: Phase = Phase { name: "Leave", limit: |_| None, step, uninterruptible: true };
 
@@ -11,6 +11,6 @@ fn step(cx: &Context<'_>) -> Step {
     if images(cx, |target| &target.to_image).is_ok() {
         chain!(scale_back(&take!(cx.workers())));
     }
-    chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
+    chain!(both(arm_jobs(cx), unmark(&take!(cx.writers()))));
     Step::done("the new version keeps running; the snapshot is kept")
 }

@@ -284,7 +284,7 @@ impl<'a> Context<'a> {
                 Err(step) => steps.push(step),
             }
         }
-        match side_by_side(steps) {
+        match steps.into_iter().reduce(side_by_side) {
             Some(step) => Err(step),
             None if messages.is_empty() => Ok(None),
             None => {
@@ -338,8 +338,8 @@ fn cannot_run(job: &str, trouble: &Trouble) -> String {
     format!("the pod of job {job} does not run: {}: {}", trouble.reason, trouble.message)
 }
 
-/// The one step that serves all parts: a failure, else all actions, else a wait, else a hold that asks all again.
-fn side_by_side(steps: Vec<Step>) -> Option<Step> {
+/// The one step that serves two parts: a failure, else the actions of both, else a wait, else a hold that asks both again.
+fn side_by_side(first: Step, second: Step) -> Step {
     let rank = |step: &Step| match step {
         Step::Fail { .. } => 0,
         Step::Act { .. } => 1,
@@ -347,8 +347,7 @@ fn side_by_side(steps: Vec<Step>) -> Option<Step> {
         Step::Hold { .. } => 3,
         Step::Remember { .. } | Step::Done(_) => 4,
     };
-    let first = steps.iter().map(rank).min()?;
-    steps.into_iter().filter(|step| rank(step) == first).reduce(|one, other| match (one, other) {
+    match (first, second) {
         (Step::Act { mut actions, message }, Step::Act { actions: more, message: theirs }) => {
             actions.extend(more);
             Step::act(actions, format!("{message}, {theirs}"))
@@ -359,8 +358,9 @@ fn side_by_side(steps: Vec<Step>) -> Option<Step> {
             let message = format!("{}; {}", why.message, theirs.message);
             Step::Hold { why: hold::Reason { message, ..why }, retry }
         }
-        (one, _) => one,
-    })
+        (first, second) if rank(&second) < rank(&first) => second,
+        (first, _) => first,
+    }
 }
 
 /// Lets Kubernetes clean up the attempt's finished Jobs. `Ok` when all are armed.
@@ -387,6 +387,16 @@ pub fn flag(cx: &Context<'_>, on: bool) -> Result<(), Step> {
         vec![Action::SetFlag { value: value.clone() }],
         format!("setting the maintenance flag {}/{} to {value}", at.name, at.key),
     ))
+}
+
+/// Two parts of which the second need not wait until the first was seen done: what both ask for is done in one go, the
+/// first one's before the second one's. The results of both, or the step that serves both.
+pub fn both<A, B>(first: Result<A, Step>, second: Result<B, Step>) -> Result<(A, B), Step> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (Err(step), Ok(_)) | (Ok(_), Err(step)) => Err(step),
+        (Err(first), Err(second)) => Err(side_by_side(first, second)),
+    }
 }
 
 /// Runs a chain of parts that each say `Ok` when done.

@@ -1,6 +1,6 @@
 //! Quiesce: maintenance flag on, workers and then servers to zero, pods gone, and the proof that nothing writes.
 
-use super::{Context, Phase, Step, chain, flag, mark, remember_autoscaled, take, to_zero};
+use super::{Context, Phase, Step, both, chain, flag, mark, remember_autoscaled, take, to_zero};
 use crate::job::protocol::JobInput;
 
 pub const PHASE: Phase =
@@ -11,9 +11,8 @@ fn step(cx: &Context<'_>) -> Step {
     chain!(remember_autoscaled(cx));
     // Marks first: from the first stopped pod on, the way back must be readable on the workloads themselves.
     chain!(mark(cx.attempt, &take!(cx.writers()), false));
-    chain!(flag(cx, true));
     // Workers before servers, so that what they hold can still be handed over.
-    chain!(to_zero(&take!(cx.workers())), to_zero(&take!(cx.servers())));
+    chain!(both(flag(cx, true), to_zero(&take!(cx.workers()))), to_zero(&take!(cx.servers())));
     let report = take!(cx.job("fence", JobInput::default()));
     Step::done(report.message.clone())
 }

@@ -1,6 +1,6 @@
 //! Resume: an attempt that failed before the image moved brings back what ran before; nothing else was touched.
 
-use super::{Context, Phase, Step, arm_jobs, chain, flag, intruder::images, take, to_prior, unmark, wait_only};
+use super::{Context, Phase, Step, arm_jobs, both, chain, flag, intruder::images, take, to_prior, unmark, wait_only};
 use crate::upgrade::{Action, seen::JobState};
 
 pub const PHASE: Phase = Phase { name: "Resume", limit: |_| None, step, uninterruptible: true };
@@ -24,8 +24,8 @@ fn step(cx: &Context<'_>) -> Step {
         if servers.iter().chain(&workers).any(|member| member.start().is_some()) {
             chain!(wait_only(images(cx, |target| &target.from_image)));
         }
-        chain!(wait_only(to_prior(&servers)), flag(cx, false), wait_only(to_prior(&workers)));
+        chain!(wait_only(to_prior(&servers)), both(flag(cx, false), wait_only(to_prior(&workers))));
     }
-    chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
+    chain!(both(arm_jobs(cx), unmark(&take!(cx.writers()))));
     Step::done("what ran before runs again; database, images and configuration were not touched")
 }

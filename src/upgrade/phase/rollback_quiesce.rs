@@ -2,7 +2,7 @@
 //! write is left.
 
 use super::{
-    Context, Phase, RESTORE, RESTORE_ACCEPTED, Step, chain, flag, intruder, mark, restore_image, take, to_zero,
+    Context, Phase, RESTORE, RESTORE_ACCEPTED, Step, both, chain, flag, intruder, mark, restore_image, take, to_zero,
 };
 use crate::upgrade::{
     Action,
@@ -37,8 +37,7 @@ fn step(cx: &Context<'_>) -> Step {
     // The marks are gone where the attempt had succeeded before a person took it back. Where they are not, they change,
     // and with them the version of every writer: what a former leader decided on the way forth cannot reach them.
     chain!(mark(cx.attempt, &take!(cx.writers()), true));
-    chain!(flag(cx, true));
-    chain!(to_zero(&take!(cx.workers())), to_zero(&take!(cx.servers())));
+    chain!(both(flag(cx, true), to_zero(&take!(cx.workers()))), to_zero(&take!(cx.servers())));
     Step::done("nothing that can write is left")
 }
 

@@ -1,7 +1,7 @@
 //! Verification: a sample `memoria bootstrap` and the comparison of export and import in the new image, and the checks of
 //! stage AfterIngestion; then the attempt's marks go.
 
-use super::{Context, Done, Phase, Step, arm_jobs, chain, intruder::images, take, unmark};
+use super::{Context, Done, Phase, Step, arm_jobs, both, chain, intruder::images, take, unmark};
 use crate::{api::release::Stage, job::protocol::JobInput};
 
 pub const PHASE: Phase =
@@ -22,20 +22,6 @@ fn step(cx: &Context<'_>) -> Step {
     if let Some(verify) = take!(cx.checks(Stage::AfterIngestion, &JobInput::default())) {
         done = Done { message: format!("{}; {}", done.message, verify.message), facts: verify.facts };
     }
-    chain!(arm_jobs(cx), unmark(&take!(cx.writers())));
+    chain!(both(arm_jobs(cx), unmark(&take!(cx.writers()))));
     Step::Done(Box::new(done))
-}
-
-/// Both parts' results, or the step that serves both: a failure, else all actions, else a wait.
-fn both<A, B>(one: Result<A, Step>, two: Result<B, Step>) -> Result<(A, B), Step> {
-    match (one, two) {
-        (Ok(one), Ok(two)) => Ok((one, two)),
-        (Err(step @ Step::Fail { .. }), _) | (_, Err(step @ Step::Fail { .. })) => Err(step),
-        (Err(Step::Act { mut actions, message }), Err(Step::Act { actions: more, message: other })) => {
-            actions.extend(more);
-            Err(Step::act(actions, format!("{message}, {other}")))
-        }
-        (Err(step @ Step::Act { .. }), _) | (_, Err(step @ Step::Act { .. })) => Err(step),
-        (Err(step), _) | (_, Err(step)) => Err(step),
-    }
 }

@@ -84,8 +84,8 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
         parts.push(Part { name: "operator and jobs killed at random", run: Box::new(killed_at_random) });
         // It stops the operator of all for a while.
         parts.push(Part { name: "rescue without the operator", run: Box::new(|| e2e(&["rescue::", ALONE], &[])) });
-        parts.push(getting_started());
     }
+    parts.push(getting_started());
     parts.push(Part { name: "cleaning up", run: Box::new(clean_up) });
     parts
 }
