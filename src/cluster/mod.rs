@@ -25,4 +25,4 @@ pub use act::act;
 pub use adopt::{Adopted, adopt};
 pub use client::connect;
 pub use error::{ClusterError, Kind};
-pub use observe::{observe, observe_run};
+pub use observe::{observe, observe_run, strangers};

@@ -23,7 +23,10 @@ use crate::{
         manifest::check_of,
         protocol::{CANDIDATE_ENV, INPUT_ENV, JobInput},
     },
-    upgrade::seen::{JobSeen, JobState, Observed, Orders, PodSeen, Trouble, Workload},
+    upgrade::{
+        Action,
+        seen::{JobSeen, JobState, Observed, Orders, PodSeen, Trouble, Workload},
+    },
 };
 
 /// Reads the world of an open attempt. `release` and `upgrade` must have been read from the API just before: orders
@@ -48,7 +51,7 @@ pub async fn observe(
         Ok::<_, ClusterError>(Some((w.workload.clone(), seen)))
     }));
     let flag = observe_flag(client, ns, plan.maintenance_flag.as_ref());
-    let live_jobs = try_join_all(plan.jobs.iter().map(|job| observe_planned(client, ns, job)));
+    let live_jobs = jobs_of(client, ns, &attempt);
     let own_pods = pods_of(client, ns, &attempt);
     let orders = orders(client, ns, release, upgrade);
     let config = settings::observe(client, ns, plan, &attempt);
@@ -65,12 +68,12 @@ pub async fn observe(
         candidates: BTreeMap::new(),
         orders,
     };
-    let recorded = upgrade.status.as_ref().and_then(|s| s.snapshot.as_ref()).map(|s| s.manifest_sha256.as_str());
-    for (planned, job) in plan.jobs.iter().zip(live_jobs) {
-        let Some(job) = job else { continue };
-        let seen = match stranger(&job, planned, recorded) {
-            Some(detail) => jobs::foreign(&job, detail),
-            None => explained(client, ns, judged(&planned.step, &job, &own_pods), &job, &own_pods).await,
+    for planned in &plan.jobs {
+        let name = template::name(&planned.manifest);
+        let Some(job) = live_jobs.iter().find(|job| job.metadata.name.as_deref() == Some(name)) else { continue };
+        let seen = match stranger(job, planned, recorded(upgrade)) {
+            Some(detail) => jobs::foreign(job, detail),
+            None => explained(client, ns, judged(&planned.step, job, &own_pods), job, &own_pods).await,
         };
         observed.jobs.insert(planned.step.clone(), seen);
     }
@@ -84,13 +87,34 @@ pub async fn observe(
     Ok(observed)
 }
 
+/// Of the Jobs that are about to be created those whose names somebody else's have taken, by step. [`observe`] finds Jobs by
+/// their label, which a stranger's does not bear.
+pub async fn strangers(
+    client: &Client,
+    ns: &str,
+    upgrade: &MemoriaUpgrade,
+    actions: &[Action],
+) -> Result<BTreeMap<String, JobSeen>, ClusterError> {
+    let created = |job: &&PlannedJob| {
+        actions.iter().any(|action| matches!(action, Action::CreateJob { step, .. } if *step == job.step))
+    };
+    let met = try_join_all(upgrade.spec.jobs.iter().filter(created).map(async |planned| {
+        let Some(job) = observe_planned(client, ns, planned).await? else { return Ok(None) };
+        let detail = stranger(&job, planned, recorded(upgrade));
+        Ok::<_, ClusterError>(detail.map(|detail| (planned.step.clone(), jobs::foreign(&job, detail))))
+    }));
+    Ok(met.await?.into_iter().flatten().collect())
+}
+
+/// SHA-256 of the manifest of the snapshot that the journal names.
+fn recorded(upgrade: &MemoriaUpgrade) -> Option<&str> {
+    upgrade.status.as_ref()?.snapshot.as_ref().map(|s| s.manifest_sha256.as_str())
+}
+
 /// Reads the Jobs of a pre-flight run, by step. A step may carry a suffix (`probe-0`).
 pub async fn observe_run(client: &Client, ns: &str, run: &str) -> Result<BTreeMap<String, JobSeen>, ClusterError> {
-    let api: Api<Job> = Api::namespaced(client.clone(), ns);
-    let selector = ListParams::default().labels(&format!("{ATTEMPT_LABEL}={run}"));
-    let list = bounded("list the Jobs of", format!("pre-flight run {run}"), api.list(&selector));
-    let (list, own_pods) = futures::try_join!(list, pods_of(client, ns, run))?;
-    let seen = join_all(list.items.iter().filter_map(|job| {
+    let (jobs, own_pods) = futures::try_join!(jobs_of(client, ns, run), pods_of(client, ns, run))?;
+    let seen = join_all(jobs.iter().filter_map(|job| {
         let step = job.labels().get(STEP_LABEL)?.clone();
         Some(async {
             let seen = explained(client, ns, judged(&step, job, &own_pods), job, &own_pods).await;
@@ -148,7 +172,6 @@ async fn observe_flag(
     Ok(map.and_then(|m| m.data).and_then(|mut data| data.remove(&place.key)))
 }
 
-/// By name, not by label: a stranger's Job of that name has no label of ours.
 async fn observe_planned(client: &Client, ns: &str, planned: &PlannedJob) -> Result<Option<Job>, ClusterError> {
     let name = template::name(&planned.manifest);
     if name.is_empty() {
@@ -194,6 +217,13 @@ fn input_of(job: &Job, planned: &PlannedJob) -> Result<JobInput, String> {
             serde_json::from_str(text).map_err(|e| format!("its {INPUT_ENV} cannot be read: {e}"))
         }),
     }
+}
+
+/// Jobs that bear this attempt's (or run's) label.
+async fn jobs_of(client: &Client, ns: &str, attempt: &str) -> Result<Vec<Job>, ClusterError> {
+    let api: Api<Job> = Api::namespaced(client.clone(), ns);
+    let selector = ListParams::default().labels(&format!("{ATTEMPT_LABEL}={attempt}"));
+    Ok(bounded("list the Jobs of", attempt, api.list(&selector)).await?.items)
 }
 
 /// Pods that bear this attempt's (or run's) label: those of its Jobs, and candidates.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     api::{MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeStatus, marks, upgrade::Outcome},
     cluster::{self, ClusterError, Kind, client::bounded, events::Notice, preflight::delete_run_jobs},
-    upgrade::{self, Action, seen::Refusal},
+    upgrade::{self, Action, Observed, seen::Refusal},
 };
 
 /// How many journals one reconcile stores at most before it lets other releases have their turn.
@@ -42,7 +43,15 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
             let before = upgrade.status.clone().unwrap_or_default();
             let now = Timestamp::now();
             let name = upgrade.name_any();
-            let decision = upgrade::decide(&name, &subject.namespace, &upgrade.spec, &before, &observed, now);
+            let decide =
+                |seen: &Observed| upgrade::decide(&name, &subject.namespace, &upgrade.spec, &before, seen, now);
+            let mut decision = decide(&observed);
+            let strangers =
+                cluster::strangers(&context.client, &subject.namespace, &upgrade, &decision.actions).await?;
+            if !strangers.is_empty() {
+                observed.jobs.extend(strangers);
+                decision = decide(&observed);
+            }
             // The observation took a while; only the leader may write.
             if !context.leadership.is_leading() {
                 return Ok(Requeue::await_change());
@@ -92,17 +101,22 @@ enum Acted {
 }
 
 async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, actions: &[Action]) -> Acted {
-    for action in actions {
+    // One after the other, but for what only tidies up.
+    for together in actions.chunk_by(|one, next| one.tidies_up() && next.tidies_up()) {
         if !context.leadership.is_leading() {
             return Acted::NotLeading;
         }
-        match cluster::act(&context.client, &subject.namespace, &subject.release, upgrade, action).await {
-            Ok(()) => info!(?action, "done"),
-            Err(error) if error.is_settled_by_observing_again() => {
+        let writes = together.iter().map(async |action| {
+            let done = cluster::act(&context.client, &subject.namespace, &subject.release, upgrade, action).await;
+            done.inspect(|()| info!(?action, "done"))
+        });
+        match join_all(writes).await.into_iter().find_map(Result::err) {
+            None => {}
+            Some(error) if error.is_settled_by_observing_again() => {
                 info!(%error, "observing again");
                 return if error.kind == Kind::Stale { Acted::Outdated } else { Acted::Unreachable };
             }
-            Err(error) => {
+            Some(error) => {
                 let error = error.in_namespace(&subject.namespace);
                 return Acted::Refused(Refusal {
                     category: error.category(),

@@ -60,6 +60,11 @@ pub enum Prior {
 }
 
 impl Action {
+    /// Whether it changes only how long something that has ended is kept.
+    pub fn tidies_up(&self) -> bool {
+        matches!(self, Self::ArmJobTtl { .. })
+    }
+
     /// Whether it stops or starts a writer.
     pub fn moves_writers(&self) -> bool {
         matches!(self, Self::Scale { .. } | Self::Suspend { .. } | Self::PauseAutoscaler { .. })

@@ -3,7 +3,7 @@
 use k8s_openapi::api::batch::v1::Job;
 use kube::{ResourceExt, api::DeleteParams};
 use memoria_operator::{
-    cluster::{Kind, observe_run, preflight},
+    cluster::{Kind, observe_run, preflight, strangers},
     job::protocol::JobInput,
     upgrade::{Action, seen::JobState},
 };
@@ -88,9 +88,11 @@ async fn a_strangers_job_of_our_name_is_foreign_and_never_adopted() {
     let error = world.act(create("fence", None)).await.unwrap_err();
     assert_eq!(error.kind, Kind::Foreign);
     assert!(error.to_string().contains("job/memoria-1-fence"), "{error}");
-    assert!(
-        matches!(&world.observe().await.jobs["fence"].state, JobState::Foreign { detail } if detail.contains("absent"))
-    );
+    assert!(!world.observe().await.jobs.contains_key("fence"), "it bears no label of ours");
+    let met = strangers(&world.client, &world.ns, &world.upgrade, &[create("fence", None)]).await.unwrap();
+    assert!(matches!(&met["fence"].state, JobState::Foreign { detail } if detail.contains("absent")));
+    let others = strangers(&world.client, &world.ns, &world.upgrade, &[create("migrate", None)]).await.unwrap();
+    assert!(others.is_empty());
 }
 
 #[tokio::test]
