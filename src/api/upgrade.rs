@@ -38,6 +38,8 @@ pub const MACHINE_VERSION: i32 = 1;
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
 )]
 #[x_kube(validation = ("self == oldSelf", "a plan cannot be edited; change the MemoriaRelease, which plans anew"))]
+// It is written as a whole and never again. Else the API server keeps books on each of its fields with every journal.
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[serde(rename_all = "camelCase")]
 pub struct MemoriaUpgradeSpec {
     /// The form of plan and journal; see `docs/formats.md`.

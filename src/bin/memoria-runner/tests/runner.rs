@@ -227,6 +227,34 @@ fn what_a_module_needs_is_imported_once_and_each_migration_is_a_process_of_its_o
 }
 
 #[test]
+fn the_libraries_of_one_migration_are_there_for_the_next_but_not_what_is_unfit_or_the_applications() {
+    const NAMES: &str = "xml.dom.minidom, fit, own";
+    let threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n";
+    // Where one of them is unfit, nothing is learned.
+    for (case, names, learned) in
+        [("fit", NAMES.to_owned(), "['xml.dom.minidom', 'fit']"), ("unfit", format!("{NAMES}, threads"), "[]")]
+    {
+        let program = format!(
+            "known = set(sys.modules)\nimport {names}\nprint([n for n in '{names}'.split(', ') if n in known])\n"
+        );
+        let place = Place::new(&format!("learns-{case}"), &program);
+        let packages = place.root.join("site-packages");
+        fs::create_dir(&packages).unwrap();
+        fs::write(packages.join("fit.py"), "").unwrap();
+        fs::write(packages.join("threads.py"), threads).unwrap();
+        fs::write(place.root.join("own.py"), "").unwrap();
+        let place =
+            place.module(&format!("{COUNTED}import sys\nsys.path.append({packages:?})\n")).migrations(&["a", "b", "c"]);
+        let child = place.migrate();
+        let result = place.judge(&done());
+        let output = child.wait_with_output().unwrap();
+        let tails: Vec<_> = result.commands.iter().map(|c| c.tail.as_str()).collect();
+        assert_eq!(tails, ["[]", learned, learned], "{output:?}");
+        assert_eq!(fs::read_to_string(place.root.join("imports")).unwrap().lines().count(), 1);
+    }
+}
+
+#[test]
 fn a_module_whose_fork_would_not_be_like_a_new_process_is_started_anew_each_time() {
     let threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n";
     let connects = "import socket\nkept = socket.socketpair()\n";
