@@ -1,5 +1,6 @@
-//! What wakes the reconciler: changes to all that a release consists of, as references to releases. Nothing is kept:
-//! almost all watches are of metadata only, and no object outlives its event.
+//! What wakes the reconciler: changes to all that a release consists of, as references to releases. Almost all
+//! watches are of metadata only, and no object outlives its event; kept are the UIDs of attempts and a hash of what was
+//! asked of each release, so that what the reconciler itself wrote does not wake it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,9 +27,9 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams},
     core::PartialObjectMeta,
     runtime::{
-        WatchStreamExt,
-        reflector::{ObjectRef, Store},
-        watcher::{self, Config, watcher},
+        Predicate, WatchStreamExt, predicates,
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher::{self, Config, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
@@ -110,12 +111,9 @@ pub fn triggers(
     all.extend(
         namespaces.apis::<PartialObjectMeta<Pod>>(client).into_iter().map(|api| by_label(api, labelled.clone())),
     );
-    all.extend(
-        namespaces
-            .apis::<PartialObjectMeta<MemoriaUpgrade>>(client)
-            .into_iter()
-            .map(|api| by_label(api, labelled.clone())),
-    );
+    for api in namespaces.apis::<PartialObjectMeta<MemoriaUpgrade>>(client) {
+        all.push(attempts(api, labelled.clone()));
+    }
     all.extend(namespaces.apis::<MemoriaDecision>(client).into_iter().map(decisions));
     for api in namespaces.apis::<PartialObjectMeta<Deployment>>(client) {
         all.push(by_name(api, releases.clone(), |release, name| names(release, WorkerKind::Deployment, name)));
@@ -164,6 +162,40 @@ where
 fn labelled_release(object: &impl ResourceExt) -> Option<ReleaseRef> {
     let release = object.labels().get(RELEASE_LABEL)?;
     Some(ObjectRef::new(release).within(&object.namespace()?))
+}
+
+/// Attempts that come into being or go. Their journals are the reconciler's own, and no news to it.
+fn attempts(api: Api<PartialObjectMeta<MemoriaUpgrade>>, config: Config) -> BoxStream<'static, ReleaseRef> {
+    let mut known = BTreeSet::new();
+    watcher(api, config)
+        .default_backoff()
+        .filter_map(move |event| {
+            let news = match told(event) {
+                Some(Event::Apply(attempt) | Event::InitApply(attempt)) => {
+                    known.insert(attempt.metadata.uid.clone()).then_some(attempt)
+                }
+                Some(Event::Delete(attempt)) => {
+                    known.remove(&attempt.metadata.uid);
+                    Some(attempt)
+                }
+                Some(Event::Init | Event::InitDone) | None => None,
+            };
+            ready(news.and_then(|attempt| labelled_release(&attempt)))
+        })
+        .boxed()
+}
+
+/// Releases, where something was asked of them. Their status is the reconciler's own, and no news to it.
+pub fn asked(
+    api: Api<MemoriaRelease>,
+    kept: Writer<MemoriaRelease>,
+) -> impl Stream<Item = Result<MemoriaRelease, watcher::Error>> + Send + 'static {
+    let spoken = predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
+    watcher(api, Config::default())
+        .default_backoff()
+        .reflect(kept)
+        .applied_objects()
+        .predicate_filter(spoken, Default::default())
 }
 
 /// People write decisions: only the spec says which release is meant.

@@ -144,8 +144,11 @@ async fn settle(
     wake: Option<Timestamp>,
 ) -> Result<Requeue, ClusterError> {
     let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
-    write_status(&context.client, &subject.release, next).await?;
+    let stored = write_status(context, &subject.release, next).await?;
+    let closed = upgrade.status.as_ref().is_some_and(|journal| journal.outcome.is_some());
     Ok(match wake {
+        // An attempt that has just ended is tidied up.
+        _ if closed && stored => Requeue::requeue(Duration::ZERO),
         Some(wake) => {
             let left = wake.duration_since(Timestamp::now());
             Requeue::requeue(Duration::try_from(left).unwrap_or_default().max(Duration::from_millis(20)))

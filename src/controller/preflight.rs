@@ -62,7 +62,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     }
     if !began && release.spec.suspend {
         let next = status::suspended(release, Timestamp::now());
-        write_status(client, release, next).await?;
+        write_status(context, release, next).await?;
         return Ok(Requeue::await_change());
     }
     if let Answer::DryRun { plan, .. } = &answer {
@@ -82,7 +82,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
         return Ok(Requeue::requeue(std::time::Duration::ZERO));
     }
     let next = status::of_preflight(release, &answer, running(release, &adopted), Timestamp::now());
-    write_status(client, release, next).await?;
+    write_status(context, release, next).await?;
     Ok(match &answer {
         // The limit must be noticed although nothing changes.
         Answer::Checking { status, .. } => {

@@ -89,14 +89,14 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
             if ended != Outcome::Succeeded && upgrade.spec.run == run_name(&subject.release) {
                 // The same request would end the same way: a person changes the spec or asks again.
                 let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
-                write_status(&context.client, &subject.release, next).await?;
+                write_status(context, &subject.release, next).await?;
                 return Ok(Requeue::await_change());
             }
             if recorded(&subject.release, upgrade) {
                 preflight::drive(context, &subject).await
             } else {
                 let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
-                write_status(&context.client, &subject.release, next).await?;
+                write_status(context, &subject.release, next).await?;
                 Ok(Requeue::requeue(std::time::Duration::ZERO))
             }
         }
@@ -135,7 +135,7 @@ async fn needs_newer(context: &Context, subject: &Subject, upgrade: &MemoriaUpgr
     );
     let answer = Answer::Refused { reason: reason::NEEDS_NEWER_OPERATOR, message, current: None };
     let next = status::of_preflight(&subject.release, &answer, None, Timestamp::now());
-    write_status(&context.client, &subject.release, next).await?;
+    write_status(context, &subject.release, next).await?;
     Ok(Requeue::await_change())
 }
 
@@ -155,20 +155,21 @@ async fn read(client: &Client, namespace: &str, name: &str) -> Result<Option<Sub
     Ok(Some(Subject { namespace: namespace.to_owned(), release, attempts }))
 }
 
-/// Stores the status if it differs; the release must be the one that was read.
+/// Stores the status if it differs; the release must be the one that was read. Answers whether it was stored.
 pub async fn write_status(
-    client: &Client,
+    context: &Context,
     release: &MemoriaRelease,
     next: MemoriaReleaseStatus,
-) -> Result<(), ClusterError> {
+) -> Result<bool, ClusterError> {
     if release.status.as_ref() == Some(&next) {
-        return Ok(());
+        return Ok(false);
     }
-    let name = release.name_any();
-    let api: Api<MemoriaRelease> = Api::namespaced(client.clone(), &release.namespace().unwrap_or_default());
+    let (namespace, name) = (release.namespace().unwrap_or_default(), release.name_any());
+    let api: Api<MemoriaRelease> = Api::namespaced(context.client.clone(), &namespace);
     let mut release = release.clone();
-    release.status = Some(next);
     release.metadata.managed_fields = None;
+    context.metrics.release(&namespace, &name, &next);
+    release.status = Some(next);
     let params = PostParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PostParams::default() };
-    bounded("store the status of release", &name, api.replace_status(&name, &params, &release)).await.map(drop)
+    bounded("store the status of release", &name, api.replace_status(&name, &params, &release)).await.map(|_| true)
 }

@@ -8,7 +8,7 @@ use kube::{
     runtime::{
         Controller,
         controller::{self, Action as Requeue},
-        watcher,
+        reflector,
     },
 };
 use tokio::{
@@ -174,7 +174,8 @@ async fn one_controller(
     context: Arc<Context>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let controller = Controller::new(api, watcher::Config::default());
+    let (releases, writer) = reflector::store();
+    let controller = Controller::for_stream(watches::asked(api, writer), releases);
     let metrics = context.clone();
     let triggers = watches::triggers(&context.client, &scope, &controller.store(), &context.open);
     controller
