@@ -174,7 +174,7 @@ async fn store(
 /// After an attempt: its pre-flight Jobs, attempts past the history limit and the finalizer go.
 pub async fn finish(
     context: &Context,
-    subject: &Subject,
+    subject: &mut Subject,
     upgrade: &MemoriaUpgrade,
     outcome: Outcome,
 ) -> Result<(), ClusterError> {
@@ -182,7 +182,7 @@ pub async fn finish(
     let stopped = matches!(outcome, Outcome::Halted | Outcome::RollbackFailed);
     if !stopped && subject.release.finalizers().iter().any(|f| f == marks::FINALIZER) {
         delete_run_jobs(client, &subject.namespace, &upgrade.spec.run).await?;
-        let_go(client, &subject.release).await?;
+        subject.release = let_go(client, &subject.release).await?;
     }
     let limit = usize::try_from(subject.release.spec.history_limit).unwrap_or(1).max(1);
     let api: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), &subject.namespace);
@@ -202,13 +202,13 @@ pub async fn hold(client: &Client, release: &MemoriaRelease) -> Result<(), Clust
     }
     let mut finalizers = release.finalizers().to_vec();
     finalizers.push(marks::FINALIZER.to_owned());
-    patch_finalizers(client, release, finalizers).await
+    patch_finalizers(client, release, finalizers).await.map(drop)
 }
 
-/// Lets a release go.
-pub async fn let_go(client: &Client, release: &MemoriaRelease) -> Result<(), ClusterError> {
+/// Lets a release go, and gives it as it is then.
+pub async fn let_go(client: &Client, release: &MemoriaRelease) -> Result<MemoriaRelease, ClusterError> {
     if !release.finalizers().iter().any(|f| f == marks::FINALIZER) {
-        return Ok(());
+        return Ok(release.clone());
     }
     let finalizers = release.finalizers().iter().filter(|f| *f != marks::FINALIZER).cloned().collect();
     patch_finalizers(client, release, finalizers).await
@@ -218,11 +218,11 @@ async fn patch_finalizers(
     client: &Client,
     release: &MemoriaRelease,
     finalizers: Vec<String>,
-) -> Result<(), ClusterError> {
+) -> Result<MemoriaRelease, ClusterError> {
     let name = release.name_any();
     let api: Api<MemoriaRelease> = Api::namespaced(client.clone(), &release.namespace().unwrap_or_default());
     // A merge patch replaces the whole list; the version makes sure that nobody else changed it meanwhile.
     let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": release.resource_version()}});
     let params = PatchParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PatchParams::default() };
-    bounded("set the finalizers of release", &name, api.patch(&name, &params, &Patch::Merge(patch))).await.map(drop)
+    bounded("set the finalizers of release", &name, api.patch(&name, &params, &Patch::Merge(patch))).await
 }

@@ -36,11 +36,14 @@ use crate::{
 pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, ClusterError> {
     let (client, ns, release) = (&context.client, subject.namespace.as_str(), &subject.release);
     let run = run_name(release);
-    let adopted = cluster::adopt(client, ns, release).await?;
-    let jobs = cluster::observe_run(client, ns, &run).await?;
+    let name = release.name_any();
+    let (adopted, jobs, acknowledged) = futures::try_join!(
+        cluster::adopt(client, ns, release),
+        cluster::observe_run(client, ns, &run),
+        acknowledged(client, ns, &name),
+    )?;
     let attempt = next_attempt(subject);
     let known: Vec<String> = subject.attempts.iter().map(ResourceExt::name_any).collect();
-    let acknowledged = acknowledged(client, ns, &release.name_any()).await?;
     let ask = |dry_run: Option<&[CheckResult]>| {
         preflight(&Question {
             release,

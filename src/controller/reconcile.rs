@@ -52,50 +52,50 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
     if !context.leadership.is_leading() {
         return Ok(Requeue::await_change());
     }
-    let Some(subject) = read(&context.client, namespace, name).await? else {
+    let Some(mut subject) = read(&context.client, namespace, name).await? else {
         context.open.set(namespace, name, false);
         return Ok(Requeue::await_change());
     };
-    let latest = subject.attempts.last();
-    let outcome = latest.and_then(|upgrade| upgrade.status.as_ref()).and_then(|journal| journal.outcome);
-    if let Some(newer) = latest.filter(|upgrade| upgrade.spec.machine_version > MACHINE_VERSION) {
+    let latest = subject.attempts.last().cloned();
+    let outcome = latest.as_ref().and_then(|upgrade| upgrade.status.as_ref()).and_then(|journal| journal.outcome);
+    if let Some(newer) = latest.as_ref().filter(|upgrade| upgrade.spec.machine_version > MACHINE_VERSION) {
         return needs_newer(context, &subject, newer).await;
     }
     match (latest, outcome) {
         (Some(upgrade), None) => {
             context.open.set(namespace, name, true);
-            attempt::drive(context, &subject, upgrade.clone()).await
+            attempt::drive(context, &subject, upgrade).await
         }
         (Some(upgrade), Some(Outcome::Halted | Outcome::RollbackFailed)) => {
             context.open.set(namespace, name, false);
-            attempt::drive(context, &subject, upgrade.clone()).await
+            attempt::drive(context, &subject, upgrade).await
         }
         (Some(upgrade), Some(ended)) => {
-            let ordered = ordered(context, &subject, upgrade).await?;
+            let ordered = ordered(context, &subject, &upgrade).await?;
             if ordered.rollback.is_some() && matches!(ended, Outcome::Succeeded | Outcome::Unverified) {
                 attempt::hold(&context.client, &subject.release).await?;
                 context.open.set(namespace, name, true);
-                return attempt::drive(context, &subject, upgrade.clone()).await;
+                return attempt::drive(context, &subject, upgrade).await;
             }
             context.open.set(namespace, name, false);
             if ordered.retry.is_some() {
                 // There is nothing to be tried again, which is the answer.
-                return attempt::drive(context, &subject, upgrade.clone()).await;
+                return attempt::drive(context, &subject, upgrade).await;
             }
-            attempt::finish(context, &subject, upgrade, ended).await?;
+            attempt::finish(context, &mut subject, &upgrade, ended).await?;
             if subject.release.metadata.deletion_timestamp.is_some() {
                 return Ok(Requeue::await_change());
             }
             if ended != Outcome::Succeeded && upgrade.spec.run == run_name(&subject.release) {
                 // The same request would end the same way: a person changes the spec or asks again.
-                let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
+                let next = status::of_attempt(&subject.release, &upgrade, Timestamp::now());
                 write_status(context, &subject.release, next).await?;
                 return Ok(Requeue::await_change());
             }
-            if recorded(&subject.release, upgrade) {
+            if recorded(&subject.release, &upgrade) {
                 preflight::drive(context, &subject).await
             } else {
-                let next = status::of_attempt(&subject.release, upgrade, Timestamp::now());
+                let next = status::of_attempt(&subject.release, &upgrade, Timestamp::now());
                 write_status(context, &subject.release, next).await?;
                 Ok(Requeue::requeue(std::time::Duration::ZERO))
             }
@@ -103,7 +103,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         (None, _) => {
             context.open.set(namespace, name, false);
             if subject.release.metadata.deletion_timestamp.is_some() {
-                attempt::let_go(&context.client, &subject.release).await?;
+                attempt::let_go(&context.client, &subject.release).await.map(drop)?;
                 return Ok(Requeue::await_change());
             }
             preflight::drive(context, &subject).await

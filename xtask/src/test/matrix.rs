@@ -1,6 +1,7 @@
 //! The fault matrix: the cells that `tests/e2e/matrix/` runs, and the document made of their results.
 //!
-//! Results accumulate in the cache, so that the matrix can be run in slices; each cell's line knows its commit and seed.
+//! Results accumulate beside the document, so that the matrix can be run in slices and on several machines; each cell's
+//! line knows its commit and seed.
 
 mod elsewhere;
 
@@ -72,6 +73,8 @@ fn run(cells: OsString) -> Result<Done> {
     let results = results()?;
     let done = e2e(&[FILTER], &environment(cells, Some(&results))?);
     // Also of a run in which a cell failed: the document says so.
+    let kept = fs::read_to_string(&results).with_context(|| results.display().to_string())?;
+    fs::write(&results, what_counts(&kept)?).with_context(|| results.display().to_string())?;
     let document = place::root()?.join("docs/fault-matrix.md");
     fs::write(&document, render(&read(&results)?, &commit()?)?).with_context(|| document.display().to_string())?;
     done
@@ -95,12 +98,29 @@ fn seed(commit: &str) -> u32 {
 }
 
 fn results() -> Result<PathBuf> {
-    Ok(place::cache()?.join("fault-matrix.jsonl"))
+    Ok(place::root()?.join("docs/fault-matrix.jsonl"))
 }
 
 fn read(results: &Path) -> Result<Vec<Line>> {
     let text = fs::read_to_string(results).with_context(|| results.display().to_string())?;
-    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    text.lines().map(parse).collect()
+}
+
+fn parse(line: &str) -> Result<Line> {
+    serde_json::from_str(line).with_context(|| line.to_owned())
+}
+
+/// The last line of each cell and the last one that names all faults, in the order of their first ones.
+fn what_counts(text: &str) -> Result<String> {
+    let mut counting: Vec<((String, String), &str)> = Vec::new();
+    for line in text.lines() {
+        let Line { fault, database, .. } = parse(line)?;
+        match counting.iter_mut().find(|(cell, _)| (&cell.0, &cell.1) == (&fault, &database)) {
+            Some((_, last)) => *last = line,
+            None => counting.push(((fault, database), line)),
+        }
+    }
+    Ok(counting.into_iter().flat_map(|(_, line)| [line, "\n"]).collect())
 }
 
 /// The commit that is tested, with a `+` where something else than documents differs from it.
@@ -182,7 +202,7 @@ fn said(line: &Line, commit: &str, seed: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Line, render, seed};
+    use super::{Line, render, seed, what_counts};
 
     #[test]
     fn a_table_tells_ends_failures_cells_that_make_no_sense_and_cells_that_were_not_run() {
@@ -208,6 +228,18 @@ mod tests {
             ]
         );
         assert!(text.contains("`abc` with seed 7: 2 of 5 cells"), "{text}");
+    }
+
+    #[test]
+    fn of_each_cell_the_last_result_is_kept() {
+        let cell = |database: &str, seconds| {
+            format!("{{\"fault\":\"hangs\",\"database\":\"{database}\",\"seconds\":{seconds}}}\n")
+        };
+        let (old, new) = (r#"{"faults":["hangs"]}"#, r#"{"faults":["hangs","restarts"]}"#);
+        let text = format!("{old}\n{}{}{new}\n{}", cell("sqlite", 1), cell("postgresql-15", 2), cell("sqlite", 3));
+        let kept = format!("{new}\n{}{}", cell("sqlite", 3), cell("postgresql-15", 2));
+        assert_eq!(what_counts(&text).unwrap(), kept);
+        assert_eq!(what_counts(&kept).unwrap(), kept);
     }
 
     #[test]
