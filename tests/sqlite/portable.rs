@@ -5,17 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use memoria_operator::snapshot::{
-    Error, Result,
-    portable::{
-        Compression, Form, Imported, Manifest, Options, Source,
-        shelf::{self, Fate},
-        silent, sqlite,
-        verify::{self, Change, Side},
-    },
-    sqlite::{
-        content::{self, Content},
-        open_beside,
+use memoria_operator::{
+    job::protocol::JobOrder,
+    snapshot::{
+        Error, Result,
+        portable::{
+            Compression, Form, Imported, Manifest, Options, Source,
+            shelf::{self, Fate},
+            silent, sqlite,
+            verify::{self, Change, Side},
+        },
+        sqlite::{
+            content::{self, Content},
+            open_beside,
+        },
     },
 };
 use proptest::prelude::*;
@@ -23,7 +26,7 @@ use rusqlite::{Connection, types::Value};
 
 use crate::{
     python::Python,
-    site::{MEMORIA, Site},
+    site::{DIRECTORY, MEMORIA, Site},
     stand_in,
 };
 
@@ -318,4 +321,24 @@ proptest! {
         prop_assert_eq!(first.data(), second.data());
         prop_assert_eq!(first.data_digest, second.data_digest);
     }
+}
+
+#[tokio::test]
+async fn database_export_and_exact_snapshot_are_compared_with_each_other() {
+    let site = Site::with("wal", MEMORIA);
+    site.run(&JobOrder::Snapshot(site.snapshot_order())).await.is(true, "Done", None);
+    export_to(&site, &site.storage.join("x"), Options::default()).unwrap();
+    let exact = Side::Directory(site.storage.join(DIRECTORY));
+    let sides = [Side::Sqlite(site.database()), Side::Directory(site.storage.join("x")), exact];
+    for first in &sides {
+        for second in &sides {
+            let report = verify::compare(first, second, 1, &silent()).await.unwrap();
+            assert!(report.same && report.rows_compared == 299, "{report:?}");
+        }
+    }
+    site.execute("DELETE FROM teams WHERE team_id = 't2'");
+    let report = verify::compare(&sides[2], &sides[0], 1, &silent()).await.unwrap();
+    let [teams] = report.tables.as_slice() else { panic!("{report:?}") };
+    let keys = &teams.differing.as_ref().unwrap().keys;
+    assert_eq!(keys, &[(Change::OnlyFirst, "{\"team_id\": \"t2\"}".to_owned())]);
 }
