@@ -211,7 +211,7 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             let hidden =
                 |text: String| [first_target, second_target].iter().fold(text, |text, target| redact(target, &text));
             let report = compared.map_err(|error| Failure(hidden(error.to_string())))?;
-            say(*json, &report, |report| in_words(report));
+            say(*json, &report, in_words);
             Ok(report.same)
         }
         SnapshotCommand::List { storage, json } => {
