@@ -18,7 +18,7 @@ use memoria_operator::{
         Error, Result,
         manifest::StoredFile,
         portable::{
-            Compression, Form, Imported, Manifest, Options, Progress, Source,
+            Compression, Form, Imported, Manifest, Options, Progress, Proof, Source,
             manifest::Table,
             postgres,
             shelf::{self, Fate},
@@ -61,6 +61,9 @@ pub enum SnapshotCommand {
         /// Read what this exported snapshot of PostgreSQL shows; whoever exported it must still hold it
         #[arg(long, value_name = "ID")]
         snapshot: Option<String>,
+        /// Who computes the digests of PostgreSQL's rows
+        #[arg(long, value_enum, default_value_t, value_name = "WHO")]
+        proof: Proof,
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
@@ -173,18 +176,23 @@ pub fn run(command: &SnapshotCommand) -> ExitCode {
 
 async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
     match command {
-        SnapshotCommand::Export { directory, database, format, compress, snapshot, json } => {
+        SnapshotCommand::Export { directory, database, format, compress, snapshot, proof, json } => {
             let target = Target::of(database)?;
             let options = Options { form: *format, compression: *compress };
-            let exported = export(&target, directory, options, snapshot.as_deref()).await;
+            let exported = export(&target, directory, options, (snapshot.as_deref(), *proof)).await;
             let manifest = exported.map_err(|error| target.failure(&error))?;
             say(*json, &Exported::of(directory, &manifest), |told| {
                 format!(
-                    "Exported {} rows of {} tables, {} bytes, into {}; every digest is that of the database",
+                    "Exported {} rows of {} tables, {} bytes, into {}{}",
                     told.rows,
                     told.tables,
                     told.bytes,
-                    directory.display()
+                    directory.display(),
+                    if manifest.engine == postgres::ENGINE && manifest.proof == Proof::Server {
+                        "; every digest is the server's"
+                    } else {
+                        ""
+                    }
                 )
             });
             Ok(true)
@@ -327,12 +335,18 @@ fn side(name: &str, database: &Database) -> Result<(Side, Option<Target>), Failu
     Ok((side, Some(target)))
 }
 
-async fn export(target: &Target, directory: &Path, options: Options, snapshot: Option<&str>) -> Result<Manifest> {
+async fn export(
+    target: &Target,
+    directory: &Path,
+    options: Options,
+    (snapshot, proof): (Option<&str>, Proof),
+) -> Result<Manifest> {
     let bars = bars();
     let exported = match target {
         Target::Postgres(url) => {
             let progress = bars.hear.clone();
-            let request = postgres::Export { url, application: APPLICATION, directory, options, snapshot, progress };
+            let request =
+                postgres::Export { url, application: APPLICATION, directory, options, snapshot, proof, progress };
             postgres::export(&request).await
         }
         Target::Sqlite(path) => {

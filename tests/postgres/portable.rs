@@ -13,7 +13,7 @@ use memoria_operator::{
         Error, Result,
         digest::{self, DataDigest},
         portable::{
-            Compression, Form, Imported, Manifest, Options, Source, postgres, silent,
+            Compression, Form, Imported, Manifest, Options, Proof, Source, postgres, silent,
             verify::{self, Change, Side},
         },
         quote_literal,
@@ -95,7 +95,15 @@ async fn execute(cluster: &Cluster, database: &str, sql: &str) {
 }
 
 async fn export_to(url: &DatabaseUrl, directory: &Path, options: Options, snapshot: Option<&str>) -> Result<Manifest> {
-    let request = postgres::Export { url, application: APPLICATION, directory, options, snapshot, progress: silent() };
+    let request = postgres::Export {
+        url,
+        application: APPLICATION,
+        directory,
+        options,
+        snapshot,
+        proof: Proof::Server,
+        progress: silent(),
+    };
     postgres::export(&request).await
 }
 
@@ -434,6 +442,7 @@ async fn progress_is_told_by_table() {
         directory: &places.at("x"),
         options: Options::default(),
         snapshot: None,
+        proof: Proof::Rows,
         progress,
     };
     postgres::export(&request).await.unwrap();

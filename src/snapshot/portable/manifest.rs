@@ -19,6 +19,17 @@ use crate::{
 /// What a manifest of an export says of itself.
 pub const KIND: &str = "portable";
 
+/// Who computes an export's digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Proof {
+    /// We from the rows as they are written, and the server from its own at the same read point; they must be equal
+    #[default]
+    Server,
+    /// We alone, from the rows as they are written: that costs the server half as much
+    Rows,
+}
+
 /// Fields are only ever added, each with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,6 +42,9 @@ pub struct Manifest {
     pub engine: String,
     pub form: Form,
     pub compression: Compression,
+    /// Who computed the digests.
+    #[serde(default)]
+    pub proof: Proof,
     pub operator_version: String,
     /// As the database server, or the SQLite library that read the file, says it.
     pub server_version: String,

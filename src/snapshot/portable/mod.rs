@@ -33,7 +33,7 @@ use super::{
 
 pub use file::Compression;
 pub use form::Form;
-pub use manifest::Manifest;
+pub use manifest::{Manifest, Proof};
 
 /// The tables that Memoria's own export knows, in its order.
 pub const OFFICIAL: [&str; 14] = [

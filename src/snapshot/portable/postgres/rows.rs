@@ -19,8 +19,8 @@ use crate::snapshot::{
     schema::{Relation, Schema},
 };
 
-/// Rows go from hand to hand in pieces of about this size.
-pub(super) const PIECE: usize = 256 * 1024;
+/// Rows go from hand to hand in pieces of about this size: small, because many of them are on their way at once.
+pub(super) const PIECE: usize = 64 * 1024;
 /// Pieces that may wait.
 pub(super) const WAITING: usize = 4;
 

@@ -18,7 +18,7 @@ use crate::snapshot::{
         MAIN, OTHERS, Options, Planned, Progress, divide,
         file::FileWriter,
         form::{Frame, RowFrame},
-        manifest::{self, KIND, Manifest, Table},
+        manifest::{self, KIND, Manifest, Proof, Table},
         metadata, prepare,
     },
     quote_ident,
@@ -26,7 +26,7 @@ use crate::snapshot::{
 };
 
 /// Rows go to the file in pieces of about this size.
-const PIECE: usize = 256 * 1024;
+const PIECE: usize = 64 * 1024;
 
 /// What is exported, and how.
 pub struct Request<'a> {
@@ -75,6 +75,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
         v: 1,
         kind: KIND.to_owned(),
         engine: ENGINE.to_owned(),
+        proof: Proof::Rows,
         form: request.options.form,
         compression: request.options.compression,
         operator_version: env!("CARGO_PKG_VERSION").to_owned(),

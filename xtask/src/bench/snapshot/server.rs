@@ -57,8 +57,13 @@ impl Server {
             .stderr(log)
             .spawn()
             .context("cannot start postgres")?;
-        let server =
-            Self { bin, directory, port, process, version: version.trim().trim_start_matches("postgres ").to_owned() };
+        let server = Self {
+            bin,
+            directory,
+            port,
+            process,
+            version: version.trim().trim_start_matches("postgres (PostgreSQL) ").to_owned(),
+        };
         let started = Instant::now();
         while server.run(SUPERUSER, &format!("CREATE ROLE {OWNER} LOGIN")).is_err() {
             if started.elapsed() > Duration::from_secs(60) {
