@@ -1,5 +1,7 @@
 //! The binary's subcommands.
 
+mod by_hand;
+
 use std::{
     fs, io,
     io::Write,
@@ -59,6 +61,9 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         attempt: Option<String>,
     },
+    /// Export, import and compare databases by hand, with no cluster
+    #[command(subcommand)]
+    Snapshot(by_hand::SnapshotCommand),
     /// Do the work of a Job that the operator created; its order comes from the environment
     #[command(hide = true)]
     Job,
@@ -89,6 +94,7 @@ fn main() -> ExitCode {
         Command::Crds { out: Some(dir) } => write_crds(&dir),
         Command::Config(ConfigCommand::Check { file }) => check_config(&file),
         Command::Rescue { storage, attempt } => rescue(&storage, attempt.as_deref()),
+        Command::Snapshot(command) => return by_hand::run(&command),
         Command::Job => return job(),
         Command::Completion { shell } => completion(shell),
     };

@@ -45,6 +45,57 @@ pub struct DataDigest {
     pub sequences: BTreeMap<String, SequencePosition>,
 }
 
+/// Adds up the hashes of rows, by whoever reads them himself: the same sums as the server's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RowSums {
+    rows: i64,
+    sums: [u64; 4],
+}
+
+impl RowSums {
+    pub fn add(&mut self, hash: &[u8; 32]) {
+        for (sum, quarter) in self.sums.iter_mut().zip(hash.chunks_exact(8)) {
+            *sum = sum.wrapping_add(quarter.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)));
+        }
+        self.rows += 1;
+    }
+
+    pub fn rows(&self) -> i64 {
+        self.rows
+    }
+
+    pub fn finish(&self) -> TableDigest {
+        TableDigest { rows: self.rows, digest: self.sums.iter().map(|sum| format!("{sum:016x}")).collect() }
+    }
+}
+
+/// Type `text` in `pg_type`.
+const TEXT_OID: u32 = 25;
+
+/// The hash that [`hash_sql`] has the server compute, of a row whose values are here: in the byte order of their columns'
+/// names, as the server writes them as text under pinned settings.
+pub fn row_hash<'a>(values: impl ExactSizeIterator<Item = Option<&'a [u8]>> + Clone) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let has_null = u32::from(values.clone().any(|value| value.is_none()));
+    let count = u32::try_from(values.len()).unwrap_or(u32::MAX);
+    if count == 0 {
+        // An empty array has no dimension.
+        [0, 0, TEXT_OID].iter().for_each(|word: &u32| hash.update(word.to_be_bytes()));
+        return hash.finalize().into();
+    }
+    [1, has_null, TEXT_OID, count, 1].iter().for_each(|word: &u32| hash.update(word.to_be_bytes()));
+    for value in values {
+        match value {
+            None => hash.update(u32::MAX.to_be_bytes()),
+            Some(bytes) => {
+                hash.update(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
+                hash.update(bytes);
+            }
+        }
+    }
+    hash.finalize().into()
+}
+
 /// SHA-256 over these columns' values as text, each with its length, NULL apart from everything: `bytea`.
 pub(crate) fn hash_sql<'a>(columns: impl Iterator<Item = &'a String>) -> String {
     let values: Vec<_> = columns.map(|column| format!("{}::text", quote_ident(column))).collect();
@@ -95,15 +146,22 @@ pub async fn all(
         progress(name, &digest);
         data.tables.insert(name.to_owned(), digest);
     }
+    data.sequences = sequences(session, schema).await?;
+    Ok(data)
+}
+
+/// Reads where every sequence is. That is no part of a transaction's snapshot: it is read as it is now.
+pub async fn sequences(session: &mut PgConnection, schema: &Schema) -> Result<BTreeMap<String, SequencePosition>> {
+    let mut positions = BTreeMap::new();
     for name in schema.sequences.keys() {
         let (last_value, is_called) =
             sqlx::query_as(AssertSqlSafe(format!("SELECT last_value, is_called FROM {name}")))
                 .fetch_one(&mut *session)
                 .await
                 .map_err(Error::query(format!("reading sequence {name}")))?;
-        data.sequences.insert(name.clone(), SequencePosition { last_value, is_called });
+        positions.insert(name.clone(), SequencePosition { last_value, is_called });
     }
-    Ok(data)
+    Ok(positions)
 }
 
 impl DataDigest {

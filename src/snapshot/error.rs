@@ -81,6 +81,32 @@ pub enum Error {
     Parity { what: String },
     #[error("no private server started in {}: {tail}", directory.display())]
     Scratch { directory: PathBuf, tail: String },
+    #[error(
+        "the export would not hold all of the database: {what}; it was refused. Take a snapshot by the database's own tools, or remove what is named"
+    )]
+    Uncovered { what: String },
+    #[error("the export cannot be written: {what}; take a snapshot by the database's own tools instead")]
+    Unportable { what: String },
+    #[error(
+        "{} holds {found:?} already; name a directory that is empty or not there yet, an export is never overwritten", directory.display()
+    )]
+    NotEmpty { directory: PathBuf, found: String },
+    #[error("{} is no portable export: {what}", path.display())]
+    NoExport { path: PathBuf, what: &'static str },
+    #[error(
+        "it is an export of {found}, the database is {wanted}: their digests cannot be compared, so nothing could be proved. Import its main file by itself, unproved, or export from {wanted}"
+    )]
+    OtherEngine { found: String, wanted: &'static str },
+    #[error("{} cannot be read as an export, at row {row}: {what}; nothing was changed, check where the file comes from", path.display())]
+    Unreadable { path: PathBuf, row: u64, what: String },
+    #[error(
+        "the database does not have what the export needs: {what}; nothing was changed. Make the schema first (`python -m memoria.cli init-db`, migrations of the same version)"
+    )]
+    TargetUnfit { what: String },
+    #[error(
+        "the imported rows are not the export's: {what}; everything was rolled back, the database is as it was. Keep the export, and import it into an empty database to see which of the two is at fault"
+    )]
+    ImportParity { what: String },
     #[error("this Job's order cannot be carried out: {what}; operator and Job image must be of the same version")]
     Order { what: String },
 }
@@ -132,6 +158,14 @@ impl Error {
                 Category::Conflict
             }
             Self::Order { .. } => Category::Bug,
+            Self::NotEmpty { .. } => Category::Conflict,
+            Self::Uncovered { .. }
+            | Self::Unportable { .. }
+            | Self::NoExport { .. }
+            | Self::OtherEngine { .. }
+            | Self::Unreadable { .. }
+            | Self::TargetUnfit { .. }
+            | Self::ImportParity { .. } => Category::Environment,
             Self::Url(_)
             | Self::WrongDatabase { .. }
             | Self::ToolMissing { .. }
@@ -174,6 +208,14 @@ impl Error {
             Self::DataMoved { .. } => "DataChangedDuringRestore",
             Self::Parity { .. } => "RestoreParityFailed",
             Self::Scratch { .. } => "ScratchServerFailed",
+            Self::Uncovered { .. } => "ExportIncomplete",
+            Self::Unportable { .. } => "NotPortable",
+            Self::NotEmpty { .. } => "DirectoryNotEmpty",
+            Self::NoExport { .. } => "NoExport",
+            Self::OtherEngine { .. } => "OtherEngine",
+            Self::Unreadable { .. } => "ExportUnreadable",
+            Self::TargetUnfit { .. } => "TargetUnfit",
+            Self::ImportParity { .. } => "ImportParityFailed",
             Self::Order { .. } => "OrderInvalid",
         }
     }

@@ -156,7 +156,12 @@ pub fn read(directory: &Path) -> Result<Option<Stored>> {
 
 /// Reads every file back and compares size and hash with the manifest's.
 pub fn verify_files(directory: &Path, manifest: &Manifest) -> Result<()> {
-    for (name, expected) in &manifest.files {
+    verify_stored(directory, &manifest.files)
+}
+
+/// The same of any files that a manifest names.
+pub fn verify_stored(directory: &Path, files: &BTreeMap<String, StoredFile>) -> Result<()> {
+    for (name, expected) in files {
         let path = directory.join(name);
         let found = hash_file(&path).map_err(Error::io("reading back", &path))?;
         if found != *expected {
@@ -169,10 +174,15 @@ pub fn verify_files(directory: &Path, manifest: &Manifest) -> Result<()> {
 
 /// The schema that lies beside the manifest; the hash in the manifest counts.
 pub fn read_schema<T: DeserializeOwned>(directory: &Path, manifest: &Manifest) -> Result<T> {
+    read_stored_schema(directory, &manifest.files)
+}
+
+/// The same of any manifest that names the schema's file.
+pub fn read_stored_schema<T: DeserializeOwned>(directory: &Path, files: &BTreeMap<String, StoredFile>) -> Result<T> {
     let path = directory.join(SCHEMA);
     let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
     let damaged = |what: &str| Error::Damaged { directory: directory.to_owned(), what: format!("{SCHEMA}: {what}") };
-    if manifest.files.get(SCHEMA).is_none_or(|file| file.sha256 != sha256_hex(&bytes)) {
+    if files.get(SCHEMA).is_none_or(|file| file.sha256 != sha256_hex(&bytes)) {
         return Err(damaged("another hash than the manifest's"));
     }
     serde_json::from_slice(&bytes).map_err(|error| damaged(&error.to_string()))

@@ -1,6 +1,7 @@
 //! The data planes: sessions, identity, schema, digests, dump, scratch servers, manifest and markers of PostgreSQL, and
 //! below `sqlite` the same of SQLite files. Run inside Jobs, beside the database; know nothing of Kubernetes.
 
+mod copying;
 pub mod digest;
 pub mod dump;
 pub mod error;
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod markers;
 pub mod peers;
 pub mod pooler;
+pub mod portable;
 pub mod restore;
 pub mod schema;
 pub mod scratch;
@@ -34,6 +36,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// An SQL string, whatever the server takes a backslash for.
+pub fn quote_literal(text: &str) -> String {
+    let quotes = text.replace('\'', "''");
+    if text.contains('\\') { format!("E'{}'", quotes.replace('\\', "\\\\")) } else { format!("'{quotes}'") }
 }
 
 /// An SQL identifier in double quotes.

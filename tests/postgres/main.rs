@@ -13,9 +13,12 @@ mod inspect;
 mod late;
 mod lost;
 mod pooler;
+mod portable;
 mod reference;
 mod rehearsal;
 mod restore;
 mod schema;
 mod site;
 mod snapshot;
+#[path = "../stand_in.rs"]
+mod stand_in;

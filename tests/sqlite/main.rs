@@ -3,10 +3,12 @@
 // A test fails by panicking, and what supports tests is no test in clippy's eyes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod by_hand;
 mod digest;
 mod fence;
 mod guard;
 mod inspect;
+mod portable;
 mod python;
 mod reference;
 mod rehearsal;
@@ -14,3 +16,5 @@ mod restore;
 mod schema;
 mod site;
 mod snapshot;
+#[path = "../stand_in.rs"]
+mod stand_in;

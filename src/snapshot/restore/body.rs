@@ -17,6 +17,7 @@ use tracing::info;
 
 use super::contents::Lists;
 use crate::snapshot::{
+    copying::{self, table_of},
     error::{Error, Result},
     manifest::DUMP,
     session::execute,
@@ -190,7 +191,7 @@ async fn copy_rows(
     output: &mut BufReader<ChildStdout>,
     line: &mut Vec<u8>,
 ) -> Result<u64> {
-    let failed = |error: sqlx::Error| copy_failed(copy, error);
+    let failed = |error: sqlx::Error| copying::failed(copy, error);
     let mut copying: PgCopyIn<&mut PgConnection> =
         session.copy_in_raw(&format!("{copy} FROM stdin")).await.map_err(failed)?;
     let mut piece = Vec::with_capacity(2 * PIECE);
@@ -210,21 +211,6 @@ async fn copy_rows(
     }
     copying.send(piece.as_slice()).await.map_err(failed)?;
     copying.finish().await.map_err(failed)
-}
-
-/// The server quotes a value that it cannot read; nobody else shall.
-fn copy_failed(copy: &str, error: sqlx::Error) -> Error {
-    match error.as_database_error() {
-        Some(said) if !said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08")) => {
-            let tail = format!("{}: {}", table_of(copy), error_line(said.message().as_bytes()));
-            Error::Tool { tool: "COPY", status: said.code().unwrap_or_default().into_owned(), tail }
-        }
-        _ => Error::query(format!("sending the rows of {}", table_of(copy)))(error),
-    }
-}
-
-fn table_of(copy: &str) -> &str {
-    copy.strip_prefix("COPY ").and_then(|rest| rest.split(" (").next()).unwrap_or(copy)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod clear;
 mod contents;
 mod evidence;
 mod failed;
-mod sequences;
+pub(super) mod sequences;
 
 use std::{
     path::Path,

@@ -10,8 +10,8 @@ use crate::snapshot::{
     schema::{Schema, Sequence},
 };
 
-/// Sets every sequence of the snapshot to the further of its two positions, and gives those.
-/// The sequences were made in this transaction, so that a rollback takes this back too.
+/// Sets every sequence of the snapshot, which is where they are now, to the further of its two positions, and gives those.
+/// A rollback takes this back only of sequences that were made in the same transaction.
 pub async fn forward(
     session: &mut PgConnection,
     schema: &Schema,

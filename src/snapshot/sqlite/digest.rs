@@ -5,47 +5,51 @@
 //! A rowid that is no column's name is not part of it, because VACUUM may give out others; neither are generated columns
 //! that are computed when read.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use rusqlite::{Connection, types::ValueRef};
 use sha2::{Digest as _, Sha256};
 
-use super::schema::{Generated, Schema, Table};
+use super::schema::{Column, Generated, Schema, Table};
 use crate::snapshot::{
     Error, Result,
-    digest::{DataDigest, SequencePosition, TableDigest},
+    digest::{DataDigest, RowSums, SequencePosition, TableDigest},
     quote_ident,
 };
 
 /// Digests one table.
 pub fn table(connection: &Connection, path: &Path, name: &str, table: &Table) -> Result<TableDigest> {
-    let wanted = table.columns.iter().filter(|(_, column)| column.generated != Some(Generated::Virtual));
-    let columns: Vec<_> = wanted.map(|(name, _)| quote_ident(name)).collect();
-    // An index that covers the columns would be read in place of the table.
-    let sql = format!("SELECT {} FROM main.{} NOT INDEXED", columns.join(", "), quote_ident(name));
-    let mut sums = [0u64; 4];
-    let mut count = 0i64;
+    let columns = columns(table).count();
+    let mut sums = RowSums::default();
     let mut read = || {
-        let mut statement = connection.prepare(&sql)?;
+        let mut statement = connection.prepare(&rows_sql(name, table))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let mut hash = Sha256::new();
-            for column in 0..columns.len() {
+            for column in 0..columns {
                 value(&mut hash, row.get_ref(column)?);
             }
-            for (sum, quarter) in sums.iter_mut().zip(hash.finalize().chunks_exact(8)) {
-                *sum = sum.wrapping_add(quarter.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)));
-            }
-            count += 1;
+            sums.add(&hash.finalize().into());
         }
         Ok(())
     };
     read().map_err(Error::sqlite(format!("reading every row of {name} in"), path))?;
-    Ok(TableDigest { rows: count, digest: sums.iter().map(|sum| format!("{sum:016x}")).collect() })
+    Ok(sums.finish())
+}
+
+/// The columns that count, in the byte order of their names.
+pub(crate) fn columns(table: &Table) -> impl Iterator<Item = (&String, &Column)> {
+    table.columns.iter().filter(|(_, column)| column.generated != Some(Generated::Virtual))
+}
+
+/// Selects those of every row. An index that covers them would be read in place of the table, if it were let.
+pub(crate) fn rows_sql(name: &str, table: &Table) -> String {
+    let columns: Vec<_> = columns(table).map(|(name, _)| quote_ident(name)).collect();
+    format!("SELECT {} FROM main.{} NOT INDEXED", columns.join(", "), quote_ident(name))
 }
 
 /// One letter for the storage class, the length, the bytes.
-fn value(hash: &mut Sha256, value: ValueRef<'_>) {
+pub(crate) fn value(hash: &mut Sha256, value: ValueRef<'_>) {
     let (letter, number);
     let bytes: &[u8] = match value {
         ValueRef::Null => {
@@ -87,16 +91,26 @@ pub fn all(
         progress(name, &digest);
         data.tables.insert(name.clone(), digest);
     }
-    if schema.tables.values().any(|table| table.autoincrement) {
-        let read = |mut statement: rusqlite::Statement<'_>| {
-            statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?.collect::<Result<Vec<_>, _>>()
-        };
-        let rows: Vec<(String, i64)> = connection
-            .prepare("SELECT name, CAST(seq AS INTEGER) FROM main.sqlite_sequence WHERE seq IS NOT NULL")
-            .and_then(read)
-            .map_err(Error::sqlite("reading sqlite_sequence in", path))?;
-        let positions = rows.into_iter().map(|(name, at)| (name, SequencePosition { last_value: at, is_called: true }));
-        data.sequences = positions.collect();
-    }
+    data.sequences = sequences(connection, path, schema)?;
     Ok(data)
+}
+
+/// How far AUTOINCREMENT keys are, by table.
+pub(crate) fn sequences(
+    connection: &Connection,
+    path: &Path,
+    schema: &Schema,
+) -> Result<BTreeMap<String, SequencePosition>> {
+    if !schema.tables.values().any(|table| table.autoincrement) {
+        return Ok(BTreeMap::new());
+    }
+    let read = |mut statement: rusqlite::Statement<'_>| {
+        statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?.collect::<Result<Vec<_>, _>>()
+    };
+    let rows: Vec<(String, i64)> = connection
+        .prepare("SELECT name, CAST(seq AS INTEGER) FROM main.sqlite_sequence WHERE seq IS NOT NULL")
+        .and_then(read)
+        .map_err(Error::sqlite("reading sqlite_sequence in", path))?;
+    let positions = rows.into_iter().map(|(name, at)| (name, SequencePosition { last_value: at, is_called: true }));
+    Ok(positions.collect())
 }

@@ -106,16 +106,21 @@ fn raise_keys(new: &Path, swap: &Swap<'_>) -> Result<()> {
     let numbered = |name: &str| swap.expected.schema.tables.get(name).is_some_and(|table| table.autoincrement);
     let raise = |connection: &Connection| {
         for (table, position) in swap.current.data.sequences.iter().filter(|(name, _)| numbered(name)) {
-            let now = position.last_value;
-            let sql = "UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1";
-            if connection.execute(sql, (table, now))? == 0 {
-                connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, now))?;
-            }
+            raise_key(connection, table, position.last_value)?;
         }
         Ok(())
     };
     raise(&connection).map_err(Error::sqlite("raising keys in", new))?;
     connection.close().map_err(|(_, error)| Error::sqlite("closing", new)(error))
+}
+
+/// Brings the AUTOINCREMENT keys of one table to `to` at least.
+pub(crate) fn raise_key(connection: &Connection, table: &str, to: i64) -> rusqlite::Result<()> {
+    let sql = "UPDATE sqlite_sequence SET seq = max(coalesce(seq, 0), ?2) WHERE name = ?1";
+    if connection.execute(sql, (table, to))? == 0 {
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)", (table, to))?;
+    }
+    Ok(())
 }
 
 /// SELinux's label, where there is one.

@@ -12,6 +12,7 @@ mod remains;
 mod report;
 mod rollback;
 mod rollback_report;
+mod snapshot;
 mod stage;
 mod timeline;
 mod upgrade;
@@ -33,6 +34,8 @@ enum Action {
     Idle(idle::Options),
     /// The way back from the same failed upgrade by the operator and by the announcement's commands, in turns
     Rollback(rollback::Options),
+    /// The portable export and import beside pg_dump, pg_restore and Memoria's own command line; needs no cluster
+    Snapshot(snapshot::Options),
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -40,5 +43,6 @@ pub fn run(args: Args) -> Result<()> {
         Action::Upgrade(options) => upgrade::run(&options),
         Action::Idle(options) => idle::run(&options),
         Action::Rollback(options) => rollback::run(&options),
+        Action::Snapshot(options) => snapshot::run(&options),
     }
 }

@@ -1,0 +1,152 @@
+//! The manifest beside an export's files: what they hold, proved by digests, and how each reads. `docs/formats.md` shows
+//! one. Written last, once, whole; what has no manifest is no export of ours.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Compression, Form};
+use crate::{
+    api::upgrade::DatabaseIdentity,
+    snapshot::{
+        Error, Result,
+        digest::{DataDigest, SequencePosition, TableDigest},
+        manifest::{MANIFEST, SCHEMA, StoredFile, write_once},
+        sha256_hex,
+    },
+};
+
+/// What a manifest of an export says of itself.
+pub const KIND: &str = "portable";
+
+/// Who computes an export's digests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Proof {
+    /// We from the rows as they are written, and the server from its own at the same read point; they must be equal
+    #[default]
+    Server,
+    /// We alone, from the rows as they are written: that costs the server half as much
+    Rows,
+}
+
+/// Fields are only ever added, each with a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Version of this form: 1.
+    pub v: i32,
+    /// `portable`.
+    pub kind: String,
+    /// `postgresql` or `sqlite`.
+    pub engine: String,
+    pub form: Form,
+    pub compression: Compression,
+    /// Who computed the digests.
+    #[serde(default)]
+    pub proof: Proof,
+    pub operator_version: String,
+    /// As the database server, or the SQLite library that read the file, says it.
+    pub server_version: String,
+    /// By name: what else had a hand in it.
+    #[serde(default)]
+    pub tool_versions: BTreeMap<String, String>,
+    /// PostgreSQL: which database it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<DatabaseIdentity>,
+    /// PostgreSQL: the settings that every digest depends on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub session_settings: BTreeMap<String, String>,
+    pub started_at: jiff::Timestamp,
+    /// When the read point was.
+    pub read_at: jiff::Timestamp,
+    /// How all rows were read at one moment: `snapshot 00000003-0000001B-1`, `one read transaction`.
+    pub read_point: String,
+    pub finished_at: jiff::Timestamp,
+    pub schema_fingerprint: String,
+    /// By the table's name in the schema.
+    pub tables: BTreeMap<String, Table>,
+    pub sequences: BTreeMap<String, SequencePosition>,
+    pub data_digest: String,
+    pub files: BTreeMap<String, StoredFile>,
+}
+
+/// Where a table's rows are, and what they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Table {
+    /// One of `files`.
+    pub file: String,
+    /// Its name there.
+    pub name: String,
+    #[serde(flatten)]
+    pub content: TableDigest,
+}
+
+impl Manifest {
+    pub fn data(&self) -> DataDigest {
+        let tables = self.tables.iter().map(|(name, table)| (name.clone(), table.content.clone()));
+        DataDigest { tables: tables.collect(), sequences: self.sequences.clone() }
+    }
+
+    /// The files with rows, in the order in which they are read.
+    pub fn row_files(&self) -> Vec<&str> {
+        let mut files: Vec<_> = self.files.keys().map(String::as_str).filter(|name| *name != SCHEMA).collect();
+        // The official tool's tables come first: the rest may point to them.
+        files.sort_by_key(|name| (!name.starts_with(super::MAIN), *name));
+        files
+    }
+}
+
+/// Writes the manifest; one that is there already stays, and that is an error.
+pub fn write(directory: &Path, manifest: &Manifest) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(manifest).map_err(|error| Error::Order { what: error.to_string() })?;
+    bytes.push(b'\n');
+    write_once(directory, MANIFEST, &bytes)
+}
+
+/// Writes the schema beside it.
+pub fn write_schema(directory: &Path, schema: &impl Serialize) -> Result<StoredFile> {
+    let mut bytes = serde_json::to_vec_pretty(schema).map_err(|error| Error::Order { what: error.to_string() })?;
+    bytes.push(b'\n');
+    write_once(directory, SCHEMA, &bytes)?;
+    Ok(StoredFile { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) })
+}
+
+/// What lies in a directory, by its manifest's `kind`.
+#[derive(Clone, Debug)]
+pub enum Found {
+    Nothing,
+    Portable(Box<Manifest>),
+    /// An exact snapshot.
+    Exact,
+}
+
+/// Looks what a directory holds.
+pub fn find(directory: &Path) -> Result<Found> {
+    #[derive(Deserialize)]
+    struct Kind {
+        v: i32,
+        kind: String,
+    }
+    let path = directory.join(MANIFEST);
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        other => other.map_err(Error::io("reading", &path))?,
+    };
+    let damaged =
+        |what: String| Error::Damaged { directory: directory.to_owned(), what: format!("{MANIFEST}: {what}") };
+    let Kind { v, kind } = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if v != 1 {
+        return Err(damaged(format!("it has version {v}, this program reads 1")));
+    }
+    if kind != KIND {
+        return Ok(Found::Exact);
+    }
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    // Names lead nowhere but into this directory.
+    if let Some(name) = manifest.files.keys().find(|name| name.contains('/') || name.starts_with('.')) {
+        return Err(damaged(format!("it names the file {name:?}")));
+    }
+    Ok(Found::Portable(Box::new(manifest)))
+}
