@@ -72,7 +72,7 @@ impl RowSums {
 /// Type `text` in `pg_type`.
 const TEXT_OID: u32 = 25;
 
-/// The hash that [`hash_sql`] has the server compute, of a row whose values are here: in the byte order of their columns'
+/// The hash that `hash_sql` has the server compute, of a row whose values are here: in the byte order of their columns'
 /// names, as the server writes them as text under pinned settings.
 pub fn row_hash<'a>(values: impl ExactSizeIterator<Item = Option<&'a [u8]>> + Clone) -> [u8; 32] {
     let mut hash = Sha256::new();
