@@ -87,6 +87,7 @@ fn advisories() -> Result<Done> {
 
 fn unit_tests() -> Result<Done> {
     postgresql()?;
+    python()?;
     let mut test = cargo(&["test", "--lib", "--bins"])?;
     test.args(EVERYTHING);
     for name in integration_tests(None)? {
