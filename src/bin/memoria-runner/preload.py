@@ -67,6 +67,8 @@ def installed(name):
 def tell_imports(known, pipe):
     """At the end of a command: what it imported."""
     try:
+        # What was printed does not wait for this.
+        sys.stdout.flush()
         text = json.dumps([name for name in list(sys.modules) if name not in known and installed(name)]).encode()
         if len(text) <= LEARNED:
             os.write(pipe, text)
