@@ -15,8 +15,8 @@ FORMAT = "memoria-workloads/1"
 KINDS = "deployments,statefulsets,horizontalpodautoscalers,cronjobs,jobs,configmaps,pods"
 # Kubernetes writes it into every namespace by itself.
 NOT_OURS = ("kube-root-ca.crt",)
-# On every Job that the operator made.
-OPERATORS = "memoria.arca.run/release"
+# On every Job that the operator made, or a person with what `rescue` prints.
+OPERATORS = {"memoria.arca.run/release", "memoria.arca.run/rescue"}
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def capture(kubectl: str, namespace: str) -> dict[str, Any]:
             case "CronJob":
                 state["cronJobs"][name] = {"suspend": item["spec"].get("suspend", False)}
             # Jobs that a CronJob or the operator made come and go.
-            case "Job" if "ownerReferences" not in item["metadata"] and OPERATORS not in item["metadata"].get("labels", {}):
+            case "Job" if "ownerReferences" not in item["metadata"] and OPERATORS.isdisjoint(item["metadata"].get("labels", {})):
                 state["jobs"][name] = {"suspend": item["spec"].get("suspend", False), "active": item.get("status", {}).get("active", 0)}
             case "ConfigMap" if name not in NOT_OURS:
                 state["configs"][name] = _config(item)
