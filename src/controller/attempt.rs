@@ -26,8 +26,8 @@ use crate::{
 /// How many journals one reconcile stores at most before it lets other releases have their turn.
 const MAX_ROUNDS: usize = 16;
 
-/// How long the API server is left alone after it did not answer a write.
-const UNREACHABLE: Duration = Duration::from_millis(500);
+/// How long the API server is left alone after it did not answer a write, or found the same write outdated twice.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Carries an attempt as far as it goes without waiting.
 pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpgrade) -> Result<Requeue, ClusterError> {
@@ -71,8 +71,10 @@ pub async fn drive(context: &Context, subject: &Subject, mut upgrade: MemoriaUpg
             match acted {
                 Acted::All => {}
                 Acted::NotLeading => return Ok(Requeue::await_change()),
+                // Such as a Job whose namesake still has to go.
+                Acted::Outdated if decision.actions == done => return Ok(Requeue::requeue(PAUSE)),
                 Acted::Outdated => again = true,
-                Acted::Unreachable => return Ok(Requeue::requeue(UNREACHABLE)),
+                Acted::Unreachable => return Ok(Requeue::requeue(PAUSE)),
                 Acted::Refused(refused) => {
                     refusal = Some(refused);
                     again = true;

@@ -103,7 +103,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         (None, _) => {
             context.open.set(namespace, name, false);
             if subject.release.metadata.deletion_timestamp.is_some() {
-                attempt::let_go(&context.client, &subject.release).await.map(drop)?;
+                attempt::let_go(&context.client, &subject.release).await?;
                 return Ok(Requeue::await_change());
             }
             preflight::drive(context, &subject).await
