@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn crds_and_the_charts_copies_are_what_the_types_say() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
         for dir in ["crds", "charts/memoria-operator/files/crds"] {
             let mut expected = Vec::new();
             for crd in crds::all() {

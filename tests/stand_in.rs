@@ -1,13 +1,10 @@
 //! Memoria's own command line, as the stand-in speaks it.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
-};
+use std::{path::PathBuf, process::Command, sync::OnceLock};
 
+/// Asked of cargo at run time: checkouts that share its target directory share one binary.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/memoria")
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("tests/memoria")
 }
 
 /// Python with what the stand-in needs; made once.

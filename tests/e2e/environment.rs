@@ -1,11 +1,6 @@
 //! What `cargo xtask test` tells these tests: programs, image digests, where the cluster keeps its data.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::{Client, Config};
@@ -49,8 +44,10 @@ pub fn digest(name: &str, tag: &str) -> Result<String> {
     digests()?.remove(&format!("{name}:{tag}")).with_context(|| format!("there is no image {name}:{tag}"))
 }
 
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// Asked of cargo at run time: checkouts that share its target directory share one binary.
+pub fn root() -> PathBuf {
+    // Where somebody runs the program by hand, it is what cargo would start it in, too.
+    std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_else(|| PathBuf::from("."))
 }
 
 /// A client as the cluster's administrator.

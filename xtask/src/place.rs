@@ -1,13 +1,20 @@
 //! Where things lie: the checkout, and the caches outside it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-/// The root of the checkout that this xtask was built from.
+/// The root of the checkout that this is run for: above what cargo says it runs, or above the working directory.
+///
+/// Never what this was built from: checkouts that share cargo's target directory share one binary, which cargo takes
+/// for fresh in each of them.
 pub fn root() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(manifest.parent().context("xtask lies directly below the checkout")?.to_path_buf())
+    let from = match std::env::var_os("CARGO_MANIFEST_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => std::env::current_dir().context("there is no working directory")?,
+    };
+    let root = from.ancestors().find(|above| above.join("xtask/Cargo.toml").is_file());
+    Ok(root.with_context(|| format!("{} is not in a checkout of the operator", from.display()))?.to_path_buf())
 }
 
 /// `$XDG_CACHE_HOME/memoria-operator`, or the same under `~/.cache`: built Kubernetes, images and cluster state.
