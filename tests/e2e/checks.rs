@@ -22,11 +22,12 @@ use crate::{
     checkers::Captured,
     failures::{next_action, untouched},
     site::{Options, SOON, Site, TO, UPGRADED, condition, ready, standing, with_site},
+    sqlite::SQLITE,
 };
 
 /// A suspended CronJob that runs Python in the image that the server has now.
 async fn cron_job(site: &Site, name: &str, script: &str) -> Outcome {
-    let server = site.deployment("memoria-server").await?;
+    let server = site.workloads().await?.into_iter().next().context("a server")?;
     let pod = server.spec.and_then(|spec| spec.template.spec).context("a pod template")?;
     let image = pod.containers.first().and_then(|container| container.image.clone()).context("an image")?;
     let optional = |key: &str| json!({"secretKeyRef": {"name": "memoria-checks", "key": key}});
@@ -79,56 +80,63 @@ async fn allow(site: &Site, names: &[&str]) -> Outcome {
 
 #[tokio::test]
 async fn the_end_of_a_cron_jobs_template_is_the_verdict_on_the_new_version() -> Outcome {
-    with_site("checks-job", Options::default(), async |site| {
-        let candidate = "import os, urllib.request; \
-                         urllib.request.urlopen(f'http://{os.environ[\"MEMORIA_CANDIDATE\"]}:8000/openapi.json', timeout=20)";
-        cron_job(site, "candidate", candidate).await?;
-        cron_job(site, "passes", "print('all is well')").await?;
-        cron_job(site, "waits", "import os, sys; sys.exit(int(os.environ['EXIT_CODE']))").await?;
-        let mut release = site.new_release()?;
-        release.spec.checks.push(check("candidate", "BeforeIngestion")?);
-        release.spec.checks.push(check("passes", "AfterIngestion")?);
-        release.spec.checks.push(check("waits", "AfterIngestion")?);
-        // What the new servers write when they start is lost by going back: nobody has to be asked about it here.
-        release.spec.rollback.data_loss_budget.rows = 1_000_000;
-        site.create(&release).await?;
-        site.until("adopted", SOON, |release| ready(release).then_some(())).await?;
-        let before = Captured::now(site).await?;
-        site.set_version(TO).await?;
-        allow(site, &["candidate", "passes", "waits"]).await?;
-        site.until("writers to be stopped", UPGRADED, |release| condition(release, "IngestionStopped")).await?;
-        // The plan has the template as it was: what is changed now is for the next one.
-        let fails = json!([{"name": "script", "command": ["python", "-c", "import sys; sys.exit(9)"]}]);
-        let template = json!({"spec": {"template": {"spec": {"containers": fails}}}});
-        let patch = Patch::Strategic(json!({"spec": {"jobTemplate": template}}));
-        site.api::<CronJob>().patch("passes", &PatchParams::default(), &patch).await?;
+    with_site("checks-job", Options::default(), verdict_of_templates).await
+}
 
-        let hold = site
-            .until("a hold of the check that cannot start", UPGRADED, |release| {
-                release.status.as_ref()?.hold.clone().filter(|hold| hold.phase == "Verification")
-            })
-            .await?;
-        next_action(&site.release().await?)?.run(site).await?;
-        ensure!(hold.reason == "JobCannotRun" && hold.message.contains("memoria-checks"), "{hold:?}");
-        let journal = site.attempt().await?.status.context("a journal")?;
-        let told = journal.checks.iter().find(|check| check.name == "candidate").context("the candidate's check")?;
-        ensure!(told.result == Verdict::Passed && told.message.contains("exit code 0"), "{told:?}");
-        let secret = serde_json::from_value(json!({"metadata": {"name": "memoria-checks"}, "stringData": {"exit-code": "3"}}))?;
-        site.api::<Secret>().create(&PostParams::default(), &secret).await?;
+#[tokio::test]
+async fn the_end_of_a_cron_jobs_template_is_the_verdict_on_an_sqlite_upgrade() -> Outcome {
+    with_site("checks-job-sqlite", SQLITE, verdict_of_templates).await
+}
 
-        site.until_ended(Ended::RolledBack).await?;
-        let attempt = site.attempt().await?;
-        let failure = attempt.status.as_ref().and_then(|journal| journal.failure.clone()).context("a failure")?;
-        ensure!(failure.phase == "Verification" && failure.reason == "CheckFailed", "{failure:?}");
-        ensure!(failure.category == Category::Candidate && failure.message.contains("exit code 3"), "{failure:?}");
-        let passed: Job = site.api().get(&format!("{}-check-passes", attempt.name_any())).await?;
-        ensure!(passed.status.as_ref().and_then(|status| status.succeeded) == Some(1), "{:?}", passed.status);
-        ensure!(passed.owner_references().is_empty(), "the Job has an owner that could take it away");
-        let spec = passed.spec.context("a spec")?;
-        ensure!(spec.ttl_seconds_after_finished.is_some(), "nobody cleans it up");
-        let pod = spec.template.spec.context("a pod")?;
-        ensure!(pod.automount_service_account_token == Some(false), "its pod gets a token");
-        untouched(site, &before).await
-    })
-    .await
+async fn verdict_of_templates(site: &Site) -> Outcome {
+    let candidate = "import os, urllib.request; \
+                     urllib.request.urlopen(f'http://{os.environ[\"MEMORIA_CANDIDATE\"]}:8000/openapi.json', timeout=20)";
+    cron_job(site, "candidate", candidate).await?;
+    cron_job(site, "passes", "print('all is well')").await?;
+    cron_job(site, "waits", "import os, sys; sys.exit(int(os.environ['EXIT_CODE']))").await?;
+    let mut release = site.new_release()?;
+    release.spec.checks.push(check("candidate", "BeforeIngestion")?);
+    release.spec.checks.push(check("passes", "AfterIngestion")?);
+    release.spec.checks.push(check("waits", "AfterIngestion")?);
+    // What the new servers write when they start is lost by going back: nobody has to be asked about it here.
+    release.spec.rollback.data_loss_budget.rows = 1_000_000;
+    site.create(&release).await?;
+    site.until("adopted", SOON, |release| ready(release).then_some(())).await?;
+    let before = Captured::now(site).await?;
+    site.set_version(TO).await?;
+    allow(site, &["candidate", "passes", "waits"]).await?;
+    site.until("writers to be stopped", UPGRADED, |release| condition(release, "IngestionStopped")).await?;
+    // The plan has the template as it was: what is changed now is for the next one.
+    let fails = json!([{"name": "script", "command": ["python", "-c", "import sys; sys.exit(9)"]}]);
+    let template = json!({"spec": {"template": {"spec": {"containers": fails}}}});
+    let patch = Patch::Strategic(json!({"spec": {"jobTemplate": template}}));
+    site.api::<CronJob>().patch("passes", &PatchParams::default(), &patch).await?;
+
+    let hold = site
+        .until("a hold of the check that cannot start", UPGRADED, |release| {
+            release.status.as_ref()?.hold.clone().filter(|hold| hold.phase == "Verification")
+        })
+        .await?;
+    next_action(&site.release().await?)?.run(site).await?;
+    ensure!(hold.reason == "JobCannotRun" && hold.message.contains("memoria-checks"), "{hold:?}");
+    let journal = site.attempt().await?.status.context("a journal")?;
+    let told = journal.checks.iter().find(|check| check.name == "candidate").context("the candidate's check")?;
+    ensure!(told.result == Verdict::Passed && told.message.contains("exit code 0"), "{told:?}");
+    let secret =
+        serde_json::from_value(json!({"metadata": {"name": "memoria-checks"}, "stringData": {"exit-code": "3"}}))?;
+    site.api::<Secret>().create(&PostParams::default(), &secret).await?;
+
+    site.until_ended(Ended::RolledBack).await?;
+    let attempt = site.attempt().await?;
+    let failure = attempt.status.as_ref().and_then(|journal| journal.failure.clone()).context("a failure")?;
+    ensure!(failure.phase == "Verification" && failure.reason == "CheckFailed", "{failure:?}");
+    ensure!(failure.category == Category::Candidate && failure.message.contains("exit code 3"), "{failure:?}");
+    let passed: Job = site.api().get(&format!("{}-check-passes", attempt.name_any())).await?;
+    ensure!(passed.status.as_ref().and_then(|status| status.succeeded) == Some(1), "{:?}", passed.status);
+    ensure!(passed.owner_references().is_empty(), "the Job has an owner that could take it away");
+    let spec = passed.spec.context("a spec")?;
+    ensure!(spec.ttl_seconds_after_finished.is_some(), "nobody cleans it up");
+    let pod = spec.template.spec.context("a pod")?;
+    ensure!(pod.automount_service_account_token == Some(false), "its pod gets a token");
+    untouched(site, &before).await
 }

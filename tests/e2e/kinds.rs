@@ -1,9 +1,11 @@
-//! Workers of several kinds beside the usual Deployment: a StatefulSet, a CronJob with a Job that is under way, and a Job.
+//! Workers of every kind: a Deployment that is scaled by a HorizontalPodAutoscaler, a StatefulSet, a CronJob with a Job
+//! that is under way, and a Job. Those of an SQLite installation mount the file's volume, as they must.
 //! KEDA's ScaledObject is tested against the API server only: without KEDA nobody would scale what it names.
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
-    apps::v1::StatefulSet,
+    apps::v1::{Deployment, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
 };
 use kube::{ResourceExt as _, api::PostParams};
@@ -19,53 +21,79 @@ use crate::{
     checkers::Captured,
     good::is_upgraded,
     site::{Options, SOON, Site, TO, UPGRADED, ready, standing, with_site},
+    sqlite::SQLITE,
 };
 
 /// How long the Job that is under way still takes once the upgrade begins.
 const UNDER_WAY_SECONDS: u32 = 150;
 
+/// The replicas that the autoscaler sees to: more than the Deployment asks for itself.
+const AUTOSCALED: i32 = 2;
+
 #[tokio::test]
 async fn workers_of_every_kind_stop_for_an_upgrade_and_come_back_as_they_were() -> Outcome {
-    with_site("kinds", Options::default(), async |site| {
-        install(site).await?;
-        let mut release = site.new_release()?;
-        for (kind, name) in
-            [(WorkerKind::StatefulSet, "ingest"), (WorkerKind::CronJob, "nightly"), (WorkerKind::Job, "backfill")]
-        {
-            release.spec.ingestion.workers.push(WorkerRef { kind, name: name.to_owned() });
-        }
-        site.create(&release).await?;
-        site.until("adopted", SOON, |release| ready(release).then_some(())).await?;
-        all_run(site).await?;
-        let before = Captured::now(site).await?;
-        let under_way = run_nightly(site).await?;
-        site.set_version(TO).await?;
-
-        site.until("the snapshot", UPGRADED, |release| (standing(release).0 == "SnapshotExport").then_some(())).await?;
-        all_are_stopped(site, &under_way).await?;
-
-        let release = site.until_ended(Ended::Succeeded).await?;
-        all_run(site).await?;
-        no_mark_is_left(site).await?;
-        is_upgraded(site, &release, &before).await
-    })
-    .await
+    with_site("kinds", Options::default(), stop_and_come_back).await
 }
 
-/// What the worker's own pods are, with a command that only waits.
+#[tokio::test]
+async fn workers_of_every_kind_beside_an_sqlite_file_stop_and_come_back_as_they_were() -> Outcome {
+    with_site("kinds-sqlite", SQLITE, stop_and_come_back).await
+}
+
+async fn stop_and_come_back(site: &Site) -> Outcome {
+    install(site).await?;
+    let mut release = site.new_release()?;
+    for (kind, name) in [
+        (WorkerKind::Deployment, "steady"),
+        (WorkerKind::StatefulSet, "ingest"),
+        (WorkerKind::CronJob, "nightly"),
+        (WorkerKind::Job, "backfill"),
+    ] {
+        release.spec.ingestion.workers.push(WorkerRef { kind, name: name.to_owned() });
+    }
+    site.create(&release).await?;
+    site.until("adopted", SOON, |release| ready(release).then_some(())).await?;
+    all_run(site).await?;
+    let before = Captured::now(site).await?;
+    let under_way = run_nightly(site).await?;
+    site.set_version(TO).await?;
+
+    site.until("the snapshot", UPGRADED, |release| (standing(release).0 == "SnapshotExport").then_some(())).await?;
+    all_are_stopped(site, &under_way).await?;
+
+    let release = site.until_ended(Ended::Succeeded).await?;
+    all_run(site).await?;
+    no_mark_is_left(site).await?;
+    is_upgraded(site, &release, &before).await
+}
+
+/// What pods of the installation's own are, with a command that only waits.
 async fn template(site: &Site, restart: &str, seconds: u32) -> Result<Value> {
-    let worker = site.deployment("memoria-worker").await?;
-    let template = worker.spec.context("a spec")?.template;
+    let own = site.workloads().await?.pop().context("a workload")?;
+    let template = own.spec.context("a spec")?.template;
     let mut template = serde_json::to_value(template)?;
     template["metadata"]["labels"] = json!({"app": "kinds"});
     template["spec"]["restartPolicy"] = json!(restart);
     template["spec"]["terminationGracePeriodSeconds"] = json!(2);
     let wait = format!("import time; time.sleep({seconds})");
-    template["spec"]["containers"][0]["command"] = json!(["python", "-c", wait]);
+    let container = &mut template["spec"]["containers"][0];
+    container["command"] = json!(["python", "-c", wait]);
+    for of_a_server in ["args", "ports", "startupProbe", "readinessProbe", "livenessProbe"] {
+        container.as_object_mut().context("a container")?.remove(of_a_server);
+    }
     Ok(template)
 }
 
 async fn install(site: &Site) -> Outcome {
+    let mut pods = template(site, "Always", 86_400).await?;
+    pods["metadata"]["labels"] = json!({"app": "steady"});
+    let steady: Deployment = serde_json::from_value(json!({"metadata": {"name": "steady"}, "spec": {
+        "replicas": 1, "selector": {"matchLabels": {"app": "steady"}}, "template": pods}}))?;
+    site.api().create(&PostParams::default(), &steady).await?;
+    let autoscaler: HorizontalPodAutoscaler = serde_json::from_value(json!({"metadata": {"name": "steady"}, "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "steady"},
+        "minReplicas": AUTOSCALED, "maxReplicas": 4}}))?;
+    site.api().create(&PostParams::default(), &autoscaler).await?;
     let mut pods = template(site, "Always", 86_400).await?;
     pods["metadata"]["labels"] = json!({"app": "ingest"});
     let set: StatefulSet = serde_json::from_value(json!({"metadata": {"name": "ingest"}, "spec": {
@@ -96,9 +124,11 @@ async fn run_nightly(site: &Site) -> Result<String> {
 /// Everything that was installed has its pods.
 async fn all_run(site: &Site) -> Outcome {
     for _ in 0..SOON.as_secs() {
+        let steady = site.deployment("steady").await?;
         let set: StatefulSet = site.api().get("ingest").await?;
         let job: Job = site.api().get("backfill").await?;
-        let ready = set.status.and_then(|status| status.ready_replicas) == Some(2);
+        let ready = steady.status.and_then(|status| status.ready_replicas) == Some(AUTOSCALED)
+            && set.status.and_then(|status| status.ready_replicas) == Some(2);
         if ready && job.status.and_then(|status| status.ready) == Some(1) {
             return Ok(());
         }
@@ -108,6 +138,8 @@ async fn all_run(site: &Site) -> Outcome {
 }
 
 async fn all_are_stopped(site: &Site, under_way: &str) -> Outcome {
+    let steady = site.deployment("steady").await?;
+    ensure!(steady.spec.and_then(|spec| spec.replicas) == Some(0), "the Deployment is not at zero");
     let set: StatefulSet = site.api().get("ingest").await?;
     ensure!(set.spec.and_then(|spec| spec.replicas) == Some(0), "the StatefulSet is not at zero");
     let cron: CronJob = site.api().get("nightly").await?;
@@ -125,13 +157,15 @@ async fn all_are_stopped(site: &Site, under_way: &str) -> Outcome {
 
 /// The run's own pod stays listed after its end.
 fn is_one_of_ours(pod: &str, under_way: &str) -> bool {
-    ["ingest-", "backfill-", "nightly-"].iter().any(|start| pod.starts_with(start)) && !pod.starts_with(under_way)
+    ["steady-", "ingest-", "backfill-", "nightly-"].iter().any(|start| pod.starts_with(start))
+        && !pod.starts_with(under_way)
 }
 
 async fn no_mark_is_left(site: &Site) -> Outcome {
     let (set, cron, job): (StatefulSet, CronJob, Job) =
         (site.api().get("ingest").await?, site.api().get("nightly").await?, site.api().get("backfill").await?);
-    for annotations in [set.annotations(), cron.annotations(), job.annotations()] {
+    let steady = site.deployment("steady").await?;
+    for annotations in [steady.annotations(), set.annotations(), cron.annotations(), job.annotations()] {
         for mark in [marks::ATTEMPT_ANNOTATION, marks::PRIOR_REPLICAS_ANNOTATION, marks::PRIOR_SUSPEND_ANNOTATION] {
             ensure!(!annotations.contains_key(mark), "{mark} is left");
         }
