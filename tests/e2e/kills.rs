@@ -23,6 +23,7 @@ use crate::{
     Outcome,
     audit::Mark,
     checkers::Captured,
+    dice::Dice,
     environment,
     failures::untouched,
     good::is_upgraded,
@@ -55,15 +56,14 @@ const FAILING: [(&str, &str); 4] = [
 #[tokio::test]
 async fn operator_and_jobs_killed_at_random_instants_leave_every_attempt_at_a_correct_end() -> Outcome {
     let kills = number("MEMORIA_TEST_KILLS")?.unwrap_or(FEW);
-    let seed = number("MEMORIA_TEST_SEED")?.unwrap_or_else(|| jiff::Timestamp::now().as_second().unsigned_abs());
-    let again = format!("MEMORIA_TEST_SEED={seed} MEMORIA_TEST_KILLS={kills}");
+    let dice = Dice::new().map_err(anyhow::Error::msg)?;
+    let again = format!("{dice} MEMORIA_TEST_KILLS={kills}");
     println!("{kills} kills; the same ones again: {again}");
-    let mut hunt =
-        Hunt { dice: Dice(seed), left: kills, in_one: kills.div_ceil(ATTEMPTS).min(IN_ONE), tally: Tally::default() };
+    let mut hunt = Hunt { dice, left: kills, in_one: kills.div_ceil(ATTEMPTS).min(IN_ONE), tally: Tally::default() };
     let mut round = 0;
     while hunt.left > 0 {
         let options = if round % 2 == 0 { Options::default() } else { SQLITE };
-        let (failing, phase) = FAILING[hunt.dice.below(FAILING.len())];
+        let (failing, phase) = FAILING[usize::try_from(hunt.dice.below(FAILING.len() as u64))?];
         let result = with_site(&format!("kills-{round}"), options, async |site| {
             adopt(site).await?;
             attempt(site, &mut hunt, failing, Some(phase)).await?;
@@ -235,7 +235,8 @@ struct Order {
 fn orders(dice: &mut Dice, count: u64, jobs_too: bool) -> Vec<Order> {
     let longest = (2 * SPREAD / count).saturating_sub(PAUSE).max(PAUSE);
     let order = |_| {
-        let (after, job, which) = (dice.between((PAUSE, longest)), dice.below(2) == 0, dice.below(usize::MAX));
+        let after = PAUSE + dice.below(longest - PAUSE + 1);
+        let (job, which) = (dice.below(2) == 0, usize::try_from(dice.next()).unwrap_or_default());
         Order { after, job: job && jobs_too, which }
     };
     (0..count).map(order).collect()
@@ -279,26 +280,4 @@ async fn running(site: &Site) -> Result<Vec<Pod>> {
     });
     pods.sort_by_key(ResourceExt::name_any);
     Ok(pods)
-}
-
-/// SplitMix64: the same numbers from the same seed, on every machine and in every version.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// From 0 to one less.
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap_or_default()
-    }
-
-    /// Both ends included.
-    fn between(&mut self, (low, high): (u64, u64)) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
 }

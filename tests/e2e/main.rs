@@ -6,6 +6,8 @@ mod checkers;
 mod checks;
 mod conditions;
 mod config;
+#[path = "../dice.rs"]
+mod dice;
 mod dump;
 mod environment;
 mod failures;

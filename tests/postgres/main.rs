@@ -6,6 +6,8 @@
 
 mod checks;
 mod cluster;
+#[path = "../dice.rs"]
+mod dice;
 mod digest;
 mod fence;
 mod guard;

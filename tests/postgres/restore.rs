@@ -1,6 +1,11 @@
 //! The restore Job: the snapshot comes back exactly, or nothing happened at all.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use memoria_operator::{
     api::upgrade::Category,
@@ -11,6 +16,7 @@ use sqlx::PgConnection;
 
 use crate::{
     cluster::{Cluster, MEMORIA, bin, run},
+    dice::Dice,
     site::{Answer, DIRECTORY, Running, Site, holds_no_password, snapshot_order, task},
 };
 
@@ -366,35 +372,47 @@ async fn a_writer_between_failed_state_and_restore_is_noticed() {
     assert!(ready.failed("manifest.json").exists());
 }
 
+/// Kills that must have hit, and how often it may be tried: a restore that had ended was not killed.
+const KILLS: usize = 20;
+const TRIES: usize = 60;
+
 #[tokio::test]
-async fn killed_at_any_instant_it_is_either_not_done_or_done() {
+async fn twenty_kills_at_random_instants_leave_the_failed_state_or_the_snapshot() {
     let ready =
-        Ready::new("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS t FROM generate_series(1, 40000) i")
+        Ready::new("CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS t FROM generate_series(1, 20000) i")
             .await;
+    let started = Instant::now();
     ready.cluster.app(DAMAGE_SIMPLE).await;
-    let failed = state(&ready.cluster).await;
+    ready.restore().await.is(true, "Done", None);
+    let whole = u64::try_from(started.elapsed().as_micros()).unwrap();
+    let mut dice = Dice::new().unwrap();
     let (mut not_done, mut done, mut inside) = (0, 0, 0);
-    for round in 0..14u64 {
+    for round in 0..TRIES {
+        // The same failure again, as if nothing had been done about it.
+        fs::remove_dir_all(ready.failed("")).unwrap();
+        ready.cluster.app("DROP SCHEMA memoria_operator CASCADE").await;
+        ready.cluster.app(DAMAGE_SIMPLE).await;
+        let failed = state(&ready.cluster).await;
         let mut running = ready.spawn().await;
-        // The first at fixed steps through the whole, then inside the transaction, which drops and copies.
-        if round < 6 {
-            tokio::time::sleep(Duration::from_millis(60 + round * 130)).await;
-        } else {
-            let wanted = match round {
-                12.. => "committing",
-                round if round % 2 == 0 => "dropping what it left",
-                _ => "rows are back",
+        // Every third time within the transaction, which is short.
+        if round % 3 == 2 {
+            let wanted = match dice.below(3) {
+                0 => "dropping what it left",
+                1 => "rows are back",
+                _ => "committing",
             };
             while !running.output().contains(wanted) && !running.ended() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            tokio::time::sleep(Duration::from_millis((round - 6) * 9)).await;
-            inside += i32::from(!running.ended());
+            tokio::time::sleep(Duration::from_micros(dice.below(50_000))).await;
+        } else {
+            tokio::time::sleep(Duration::from_micros(dice.below(whole))).await;
         }
-        if running.ended() {
-            break;
+        let hit = !running.ended();
+        let within = hit && running.output().contains("dropping what it left");
+        if hit {
+            running.kill();
         }
-        running.kill();
         let mut admin = ready.cluster.admin().await;
         while count(&mut admin, "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'mop-prod-1-%'")
             .await
@@ -402,20 +420,27 @@ async fn killed_at_any_instant_it_is_either_not_done_or_done() {
         {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let now = state(&ready.cluster).await;
-        if ready.markers().await.is_empty() {
-            assert_eq!((&now.0, &now.1, &now.2.tables), (&failed.0, &failed.1, &failed.2.tables), "round {round}");
-            not_done += 1;
-        } else {
+        let committed = !ready.markers().await.is_empty();
+        if committed {
             ready.is_the_snapshot().await;
-            done += 1;
+        } else {
+            let now = state(&ready.cluster).await;
+            assert_eq!((&now.0, &now.1, &now.2.tables), (&failed.0, &failed.1, &failed.2.tables), "{dice}");
+        }
+        if hit {
+            *(if committed { &mut done } else { &mut not_done }) += 1;
+            inside += usize::from(within && !committed);
+        }
+        // The next try succeeds, wherever the one before was.
+        ready.restore().await.is(true, "Done", None);
+        ready.is_the_snapshot().await;
+        assert!(ready.failed("evidence-restore.json").exists());
+        if done + not_done == KILLS {
+            break;
         }
     }
-    println!("killed {not_done} times before and {done} times after COMMIT, {inside} times inside the transaction");
-    assert!(not_done + done >= 10 && inside >= 3);
-    ready.restore().await.is(true, "Done", None);
-    ready.is_the_snapshot().await;
-    assert!(ready.failed("evidence-restore.json").exists());
+    println!("{dice}: {not_done} times before COMMIT, {inside} of them inside the transaction, {done} times after it");
+    assert!(done + not_done == KILLS && inside >= 3, "{done}, {not_done} and {inside}; {dice}");
 }
 
 /// The markers after a restore: the migration may not begin any more.

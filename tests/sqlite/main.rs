@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod by_hand;
+#[path = "../dice.rs"]
+mod dice;
 mod digest;
 mod fence;
 mod guard;

@@ -146,6 +146,7 @@ impl Site {
             from_version: "0.9.0".to_owned(),
             directory: DIRECTORY.to_owned(),
             operator_version: "0.1.0".to_owned(),
+            portable: true,
             rescue: None,
         }
     }
@@ -227,6 +228,15 @@ impl Running {
     pub fn kill(&mut self) {
         kill_process(self.pid(), Signal::KILL).unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// False when it had ended by itself.
+    pub fn kill_if_running(&mut self) -> bool {
+        let runs = self.child.try_wait().unwrap().is_none();
+        if runs {
+            self.kill();
+        }
+        runs
     }
 
     /// As the kubelet ends a sidecar once the main container is done.
