@@ -344,15 +344,21 @@ async fn export(
     let bars = bars();
     let exported = match target {
         Target::Postgres(url) => {
-            let progress = bars.hear.clone();
+            let (digests, progress) = (postgres::Digests::of(proof), bars.hear.clone());
             let request =
-                postgres::Export { url, application: APPLICATION, directory, options, snapshot, proof, progress };
+                postgres::Export { url, application: APPLICATION, directory, options, snapshot, digests, progress };
             postgres::export(&request).await
         }
         Target::Sqlite(path) => {
             let (path, directory, progress) = (path.clone(), directory.to_owned(), bars.hear.clone());
             blocking(move || {
-                sqlite::export(&sqlite::Export { database: &path, directory: &directory, options, progress })
+                sqlite::export(&sqlite::Export {
+                    database: &path,
+                    copy: false,
+                    directory: &directory,
+                    options,
+                    progress,
+                })
             })
             .await
         }

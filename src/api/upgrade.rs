@@ -469,6 +469,9 @@ pub struct SnapshotRecord {
     pub manifest_sha256: String,
     /// SHA-256 over schema and all tables' digests, in hex.
     pub data_digest: String,
+    /// Directory of the portable export below that directory; absent where `snapshot.portable` is false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portable_directory: Option<String>,
     /// When it was read back and restored into scratch.
     pub verified_at: Time,
 }

@@ -9,6 +9,7 @@ mod fence;
 mod guard;
 mod inspect;
 pub mod manifest;
+mod portable;
 pub mod protocol;
 mod reference;
 mod rehearsal;

@@ -125,6 +125,9 @@ pub struct RehearsalOrder {
     pub release: String,
     pub from_version: String,
     pub operator_version: String,
+    /// As the attempt's snapshot will be: see [`SnapshotOrder::portable`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
     /// Directory of `reference.json`, below [`STORAGE_MOUNT`]. Absent in Plan mode, which keeps none: the migrated schema
     /// is then not compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +159,9 @@ pub struct SnapshotOrder {
     /// Directory below [`STORAGE_MOUNT`]; made by this Job, never overwritten once its manifest is there.
     pub directory: String,
     pub operator_version: String,
+    /// Whether a portable export of the same moment is kept, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
     /// What a person needs to finish the attempt by hand; kept beside the dump.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rescue: Option<Box<RescueState>>,
@@ -396,6 +402,9 @@ pub struct SnapshotFacts {
     pub data_digest: String,
     /// True when a restore into a scratch server gave the same digests.
     pub restored_in_scratch: bool,
+    /// Directory of the portable export below the snapshot's; absent where none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portable_directory: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

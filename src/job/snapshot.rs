@@ -12,10 +12,12 @@ use std::{
 
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
+use tokio::sync::watch;
 use tracing::info;
 
 use super::{
     context::Context,
+    portable,
     protocol::{Facts, JobReport, SnapshotFacts, SnapshotOrder},
     report,
 };
@@ -24,7 +26,7 @@ use crate::{
     rescue::{RESCUE, RescueState},
     snapshot::{
         Error, Result, digest, dump, freeze, identity,
-        manifest::{self, DUMP, MANIFEST, Manifest, SCHEMA, Stored, StoredFile},
+        manifest::{self, DUMP, MANIFEST, Manifest, PortableExport, SCHEMA, Stored, StoredFile},
         markers, peers,
         schema::{self, Schema},
         session::application_name,
@@ -64,6 +66,7 @@ pub(super) async fn again(directory: &Path, order: &SnapshotOrder, stored: Store
         identity::prove(expected, &stored.manifest.identity)?;
     }
     verify(directory, &stored.manifest).await?;
+    verify_portable(directory, &stored.manifest).await?;
     info!("the snapshot is there already, and its bytes are as its manifest says");
     Ok(answer(&stored.manifest, stored.sha256))
 }
@@ -95,6 +98,14 @@ pub(super) async fn verify(directory: &Path, manifest: &Manifest) -> Result<()> 
         .map_err(|error| Error::io("reading back", &path)(error.into()))?
 }
 
+async fn verify_portable(directory: &Path, manifest: &Manifest) -> Result<()> {
+    let (directory, manifest) = (directory.to_owned(), manifest.clone());
+    let path = directory.clone();
+    tokio::task::spawn_blocking(move || portable::verify(&directory, &manifest))
+        .await
+        .map_err(|error| Error::io("reading back", &path)(error.into()))?
+}
+
 /// Removes what a killed run left. Only files of our own names; a directory of a whole snapshot never comes here.
 pub(super) fn clear(directory: &Path, names: &[&str]) -> Result<()> {
     for name in names {
@@ -115,6 +126,7 @@ pub(super) fn clear(directory: &Path, names: &[&str]) -> Result<()> {
 struct Frozen {
     schema: Schema,
     data: digest::DataDigest,
+    portable: Option<PortableExport>,
     read_at: jiff::Timestamp,
     encoding: String,
     roles: Vec<String>,
@@ -175,6 +187,7 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
         sequences: frozen.data.sequences,
         restored_in_scratch: true,
         files,
+        portable: frozen.portable,
         sqlite: None,
     };
     let sha256 = manifest::write(directory, &manifest)?;
@@ -203,8 +216,15 @@ async fn read_frozen(
     info!(tables = schema.tables().count(), "every table is locked against writers; reading begins");
     let application = application_name(&task.attempt, STEP);
     let dumping = dump::dump(tools, context.url()?, &application, &snapshot, (directory, &context.places.scratch));
-    let digesting = digest::all(session, &schema, |table, digest| info!(table, rows = digest.rows, "digested"));
-    let ((), data) = tokio::try_join!(dumping, digesting)?;
+    let (told, known) = watch::channel(None);
+    let digesting = async {
+        let data = digest::all(session, &schema, |table, digest| info!(table, rows = digest.rows, "digested")).await?;
+        told.send_replace(Some(data.clone()));
+        Ok(data)
+    };
+    let to = (context.url()?, application.as_str());
+    let exporting = portable::of_postgres(to, order, directory, &snapshot, known);
+    let ((), data, portable) = tokio::try_join!(dumping, digesting, exporting)?;
     // New tables, and objects other than tables, can come under the locks; the transaction's own snapshot hides them.
     let mut other = context.session(task, STEP).await?;
     let after = schema::read(&mut other).await?;
@@ -214,7 +234,7 @@ async fn read_frozen(
         return Err(Error::SchemaMoved { differences });
     }
     freeze::release(session).await?;
-    Ok(Frozen { schema, data, read_at, encoding, roles })
+    Ok(Frozen { schema, data, portable, read_at, encoding, roles })
 }
 
 pub(super) fn keep_schema(directory: &Path, schema: &impl Serialize) -> Result<StoredFile> {
@@ -248,9 +268,12 @@ pub(super) fn answer(manifest: &Manifest, manifest_sha256: String) -> JobReport 
         manifest_sha256,
         data_digest: manifest.data_digest.clone(),
         restored_in_scratch: manifest.restored_in_scratch,
+        portable_directory: manifest.portable.as_ref().map(|export| export.directory.clone()),
     };
+    let exported = if manifest.portable.is_some() { ", and with them exported in Memoria's own form" } else { "" };
     let message = format!(
-        "snapshot of {} rows in {} tables, {} bytes, stored, read back and restored into scratch with the same digests",
+        "snapshot of {} rows in {} tables, {} bytes, stored, read back and restored into scratch with the same \
+         digests{exported}",
         facts.rows, facts.tables, facts.bytes
     );
     report::done(message, Facts::Snapshot(facts))

@@ -85,6 +85,9 @@ pub enum Error {
         "the export would not hold all of the database: {what}; it was refused. Take a snapshot by the database's own tools, or remove what is named"
     )]
     Uncovered { what: String },
+    /// What went wrong with the portable export of an attempt's snapshot.
+    #[error("the portable export: {0}. With spec.snapshot.portable: false the exact snapshot alone is kept")]
+    Portable(Box<Error>),
     #[error("the export cannot be written: {what}; take a snapshot by the database's own tools instead")]
     Unportable { what: String },
     #[error(
@@ -158,6 +161,7 @@ impl Error {
                 Category::Conflict
             }
             Self::Order { .. } => Category::Bug,
+            Self::Portable(cause) => cause.category(),
             Self::NotEmpty { .. } => Category::Conflict,
             Self::Uncovered { .. }
             | Self::Unportable { .. }
@@ -217,6 +221,7 @@ impl Error {
             Self::TargetUnfit { .. } => "TargetUnfit",
             Self::ImportParity { .. } => "ImportParityFailed",
             Self::Order { .. } => "OrderInvalid",
+            Self::Portable(cause) => cause.reason(),
         }
     }
 

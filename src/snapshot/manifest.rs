@@ -60,9 +60,24 @@ pub struct Manifest {
     /// digests.
     pub restored_in_scratch: bool,
     pub files: BTreeMap<String, StoredFile>,
+    /// The export of the same moment that lies below, where one was asked for. The way back does not need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portable: Option<PortableExport>,
     /// SQLite: what the file was besides its tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqlite: Option<SqliteFile>,
+}
+
+/// A portable export beside an exact snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortableExport {
+    /// Below the snapshot's directory.
+    pub directory: String,
+    /// Size of all its files.
+    pub bytes: u64,
+    /// Hash of its own manifest, which names the others.
+    pub manifest_sha256: String,
 }
 
 /// What an SQLite file was besides its tables.
@@ -101,8 +116,10 @@ impl Manifest {
         DataDigest { tables: self.tables.clone(), sequences: self.sequences.clone() }
     }
 
+    /// Size of all files, those of the portable export included.
     pub fn bytes(&self) -> u64 {
-        self.files.values().map(|file| file.bytes).sum()
+        let exported = self.portable.as_ref().map_or(0, |export| export.bytes);
+        self.files.values().map(|file| file.bytes).sum::<u64>() + exported
     }
 }
 

@@ -345,6 +345,7 @@ impl Driver<'_> {
                     rows: facts.rows,
                     manifest_sha256: facts.manifest_sha256,
                     data_digest: facts.data_digest,
+                    portable_directory: facts.portable_directory,
                     verified_at: Time(self.now),
                 });
             }

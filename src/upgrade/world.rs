@@ -524,6 +524,7 @@ impl World {
                 manifest_sha256: "m".into(),
                 data_digest: "d".into(),
                 restored_in_scratch: true,
+                portable_directory: None,
             })),
             "baseline" => Some(Facts::Baseline(BaselineFacts { tables: 17, rows: 44_000, sha256: "b".into() })),
             "restore" | "restore-accepted" => Some(Facts::Restore(RestoreFacts {

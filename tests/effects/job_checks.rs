@@ -62,6 +62,7 @@ fn context(world: &World) -> JobContext {
         cli: Vec::new(),
         storage_claim: None,
         storage_directory: String::new(),
+        portable: false,
         timeouts: world.release.spec.timeouts.clone(),
         identity: None,
         engine: Engine::default(),

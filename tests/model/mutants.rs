@@ -121,6 +121,7 @@ pub fn decide(
                 rows: 1,
                 manifest_sha256: MANIFEST.into(),
                 data_digest: "digest".into(),
+                portable_directory: None,
                 verified_at: Time(now),
             });
         }

@@ -185,6 +185,7 @@ fn facts(step: Step) -> Option<Facts> {
             manifest_sha256: MANIFEST.into(),
             data_digest: "digest".into(),
             restored_in_scratch: true,
+            portable_directory: None,
         })),
         Step::Baseline => Some(Facts::Baseline(BaselineFacts { tables: 1, rows: 1, sha256: BASELINE.into() })),
         Step::Restore | Step::RestoreAccepted => {

@@ -13,7 +13,7 @@ use memoria_operator::{
         Error, Result,
         digest::{self, DataDigest},
         portable::{
-            Compression, Form, Imported, Manifest, Options, Proof, Source, postgres, silent,
+            Compression, Form, Imported, Manifest, Options, Source, postgres, silent,
             verify::{self, Change, Side},
         },
         quote_literal,
@@ -101,7 +101,7 @@ async fn export_to(url: &DatabaseUrl, directory: &Path, options: Options, snapsh
         directory,
         options,
         snapshot,
-        proof: Proof::Server,
+        digests: postgres::Digests::Compute,
         progress: silent(),
     };
     postgres::export(&request).await
@@ -442,7 +442,7 @@ async fn progress_is_told_by_table() {
         directory: &places.at("x"),
         options: Options::default(),
         snapshot: None,
-        proof: Proof::Rows,
+        digests: postgres::Digests::Unproved,
         progress,
     };
     postgres::export(&request).await.unwrap();

@@ -239,6 +239,7 @@ pub async fn snapshot_order(cluster: &Cluster) -> SnapshotOrder {
         from_version: "0.9.0".to_owned(),
         directory: DIRECTORY.to_owned(),
         operator_version: "0.1.0".to_owned(),
+        portable: true,
         rescue: None,
     }
 }

@@ -6,7 +6,14 @@ use memoria_operator::{
     api::upgrade::Category,
     job::protocol::{DATABASE_URL_ENV, Facts, JobInput, JobOrder, RestoreOrder, SnapshotFacts},
     rescue::{self, RescueState},
-    snapshot::manifest::Manifest,
+    snapshot::{
+        manifest::Manifest,
+        portable::{
+            Proof,
+            manifest::{Found, find},
+            shelf,
+        },
+    },
 };
 use serde_json::json;
 
@@ -52,6 +59,15 @@ async fn a_snapshot_is_stored_read_back_and_restored_with_the_same_digests() {
     assert_eq!(String::from_utf8_lossy(&listed.stdout).matches(" TABLE DATA ").count(), 6);
     let hashed = Command::new("sha256sum").arg(directory.join("database.dump")).output().unwrap();
     assert!(String::from_utf8_lossy(&hashed.stdout).starts_with(&manifest.files["database.dump"].sha256));
+    // Beside it lies what Memoria's own import reads, of the same moment, proved by the same digests.
+    let place = directory.join(found.portable_directory.unwrap());
+    let Found::Portable(exported) = find(&place).unwrap() else { panic!("no export") };
+    assert_eq!((exported.data_digest, exported.proof), (manifest.data_digest.clone(), Proof::Server));
+    let main = zstd::decode_all(fs::File::open(place.join("memoria.ndjson.zst")).unwrap()).unwrap();
+    let rows = String::from_utf8(main).unwrap();
+    assert_eq!(rows.lines().filter(|line| line.contains("\"long_term_memory\"")).count(), 201);
+    // By hand it is not taken for an export that may go.
+    assert_eq!(shelf::prune(&site.storage, 1, false).unwrap(), []);
     holds_no_password(&site.storage);
     // Nothing of it stays in the database.
     let left: (i64,) = sqlx::query_as("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'mop-%'")
@@ -131,6 +147,12 @@ async fn a_repeated_snapshot_is_checked_again_and_never_overwritten() {
     other.is(false, "SnapshotOccupied", Some(Category::Conflict));
 
     order.database.attempt = "prod-1".to_owned();
+    let exported = site.storage.join(DIRECTORY).join("portable/others.ndjson.zst");
+    let whole = fs::read(&exported).unwrap();
+    fs::write(&exported, &whole[1..]).unwrap();
+    let damaged = site.run(&JobOrder::Snapshot(order.clone()), &cluster).await;
+    damaged.is(false, "SnapshotDamaged", Some(Category::Environment));
+    fs::write(&exported, whole).unwrap();
     let dump = site.storage.join(DIRECTORY).join("database.dump");
     let mut bytes = fs::read(&dump).unwrap();
     let middle = bytes.len() / 2;
@@ -158,6 +180,24 @@ async fn a_snapshot_killed_in_the_middle_is_made_anew() {
     let answer = again.run(&order, &cluster).await;
     answer.is(true, "Done", None);
     assert_eq!(facts(&answer).rows, 40_558);
+}
+
+#[tokio::test]
+async fn what_no_portable_export_holds_is_named_and_the_exact_snapshot_alone_can_be_had() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    cluster.app("SELECT lo_from_bytea(0, 'a large object')").await;
+    let mut order = snapshot_order(&cluster).await;
+    let refused = site.run(&JobOrder::Snapshot(order.clone()), &cluster).await;
+    refused.is(false, "ExportIncomplete", Some(Category::Environment));
+    for word in ["1 large objects", "spec.snapshot.portable: false"] {
+        assert!(refused.report.message.contains(word), "{}", refused.report.message);
+    }
+    order.portable = false;
+    let answer = site.run(&JobOrder::Snapshot(order), &cluster).await;
+    answer.is(true, "Done", None);
+    assert_eq!(facts(&answer).portable_directory, None);
+    assert!(!site.storage.join(DIRECTORY).join("portable").exists());
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ const ZOO_ROWS: &str = "
     CREATE TRIGGER no BEFORE INSERT ON keyed BEGIN SELECT raise(ABORT, 'a trigger fired'); END;";
 
 fn export_to(site: &Site, directory: &Path, options: Options) -> Result<Manifest> {
-    sqlite::export(&sqlite::Export { database: &site.database(), directory, options, progress: silent() })
+    sqlite::export(&sqlite::Export { database: &site.database(), copy: false, directory, options, progress: silent() })
 }
 
 fn import_from(site: &Site, source: &Path) -> Result<Imported> {
@@ -310,7 +310,7 @@ proptest! {
         fill(&at("a.db"), &tables, true);
         fill(&at("b.db"), &tables, false);
         let export = |database: &str, directory: &str| {
-            let request = sqlite::Export { database: &at(database), directory: &at(directory), options, progress: silent() };
+            let request = sqlite::Export { database: &at(database), copy: false, directory: &at(directory), options, progress: silent() };
             sqlite::export(&request).unwrap()
         };
         let first = export("a.db", "a");

@@ -45,6 +45,7 @@ fn order(site: &Site) -> RehearsalOrder {
         release: "prod".to_owned(),
         from_version: "0.9.0".to_owned(),
         operator_version: "0.1.0".to_owned(),
+        portable: true,
         reference_directory: Some(DIRECTORY.to_owned()),
         needed_bytes: 1,
         limit_seconds: 60,

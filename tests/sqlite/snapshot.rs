@@ -10,7 +10,13 @@ use memoria_operator::{
     api::upgrade::Category,
     job::protocol::{Facts, JobInput, JobOrder, SnapshotFacts},
     rescue,
-    snapshot::manifest::Manifest,
+    snapshot::{
+        manifest::Manifest,
+        portable::{
+            manifest::{Found, find},
+            shelf,
+        },
+    },
 };
 use serde_json::json;
 
@@ -54,7 +60,16 @@ async fn a_snapshot_holds_the_wal_too_and_the_live_file_is_as_before() {
     drop(reader);
     assert_eq!((site.journal_mode().as_str(), site.markers().journal_mode), ("wal", None));
     let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    assert_eq!(left.len(), 4, "{left:?}");
+    // Beside it lies what Memoria's own import reads, of the same moment.
+    let place = directory.join(found.portable_directory.unwrap());
+    let Found::Portable(exported) = find(&place).unwrap() else { panic!("no export") };
+    assert_eq!(exported.data_digest, manifest.data_digest);
+    assert_eq!(shelf::prune(&site.storage, 1, false).unwrap(), []);
+    let exported = place.join("memoria.ndjson.zst");
+    fs::write(&exported, &fs::read(&exported).unwrap()[1..]).unwrap();
+    let damaged = site.run(&JobOrder::Snapshot(site.snapshot_order())).await;
+    damaged.is(false, "SnapshotDamaged", Some(Category::Environment));
 }
 
 #[tokio::test]

@@ -301,6 +301,11 @@ pub struct Snapshot {
     #[serde(default = "capacity_factor")]
     #[schemars(range(min = 2, max = 20))]
     pub capacity_factor: i32,
+    /// Whether the database of that moment is also kept as a portable export: Memoria's own NDJSON, which its
+    /// `import-data` reads, with every table and a manifest that proves it. The way back does not need it; writers wait a
+    /// little longer for it. Default: true.
+    #[serde(default = "yes")]
+    pub portable: bool,
 }
 
 const fn capacity_factor() -> i32 {
@@ -309,7 +314,7 @@ const fn capacity_factor() -> i32 {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { storage: None, capacity_factor: capacity_factor() }
+        Self { storage: None, capacity_factor: capacity_factor(), portable: true }
     }
 }
 

@@ -73,6 +73,8 @@ pub struct JobContext {
     pub storage_claim: Option<String>,
     /// Directory of this attempt or run, below the volume's root.
     pub storage_directory: String,
+    /// Whether the snapshot is kept as a portable export, too.
+    pub portable: bool,
     pub timeouts: Timeouts,
     /// The database that Inspect found; absent before it.
     pub identity: Option<DatabaseIdentity>,
@@ -208,6 +210,7 @@ pub fn rehearsal(
         release: ctx.release.clone(),
         from_version: ctx.from_version.clone(),
         operator_version: ctx.operator_version.clone(),
+        portable: ctx.portable,
         reference_directory: ctx.storage_claim.is_some().then(|| ctx.storage_directory.clone()),
         needed_bytes: database_bytes.saturating_mul(REHEARSAL_FACTOR).saturating_add(REHEARSAL_BYTES),
         limit_seconds,
@@ -256,6 +259,7 @@ pub fn snapshot_with(ctx: &JobContext, rescue: Option<Box<RescueState>>) -> Resu
         from_version: ctx.from_version.clone(),
         directory: ctx.storage_directory.clone(),
         operator_version: ctx.operator_version.clone(),
+        portable: ctx.portable,
         rescue,
     };
     let main = ours(ctx, MAIN, tools(ctx, "snapshot")?, &JobOrder::Snapshot(order))?

@@ -71,6 +71,7 @@ fn context() -> JobContext {
         cli: ["python", "-m", "memoria.cli"].map(str::to_owned).to_vec(),
         storage_claim: Some("memoria-snapshots".to_owned()),
         storage_directory: "memoria-0c9e4a1e/memoria-7".to_owned(),
+        portable: true,
         timeouts: Timeouts::default(),
         identity: Some(DatabaseIdentity {
             system_identifier: "7300000000000000001".to_owned(),

@@ -265,6 +265,7 @@ impl<'a> Rehearsal<'a> {
             from_version: self.order.from_version.clone(),
             directory: DIRECTORY.to_owned(),
             operator_version: self.order.operator_version.clone(),
+            portable: self.order.portable,
             rescue: None,
         }
     }
@@ -297,6 +298,10 @@ impl<'a> Rehearsal<'a> {
 
     fn not_restorable(&mut self, error: &Error) -> JobReport {
         match error {
+            Error::Portable(cause) if matches!(**cause, Error::Uncovered { .. } | Error::Unportable { .. }) => {
+                let message = format!("{error}. An upgrade would stop at its snapshot");
+                self.conclusive(Category::Environment, cause.reason(), message)
+            }
             Error::NotRestorable { .. } | Error::NotUnderstood { .. } | Error::DatabaseDamaged { .. }
                 if !is_for_lack(error) =>
             {

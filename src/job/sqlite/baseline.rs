@@ -71,6 +71,7 @@ fn keep(place: &Place, order: &BaselineOrder, directory: &Path, scratch: &Path) 
         started_at,
         read_at: jiff::Timestamp::now(),
         rescue: None,
+        portable: false,
     };
     // The content is read from the copy, so that a rollback journal's writers wait for no longer than the copying.
     let stored = store((&connection, path, &journal_mode), None, about, directory, scratch)?;

@@ -253,6 +253,7 @@ impl Work {
             started_at,
             read_at: jiff::Timestamp::now(),
             rescue: None,
+            portable: false,
         };
         let live = (hold.connection()?, hold.path(), hold.journal_mode());
         store(live, Some(current), about, &self.failed, &self.scratch)

@@ -9,6 +9,7 @@ use tracing::info;
 use super::{
     super::{
         context::Context,
+        portable,
         protocol::{JobReport, SnapshotOrder},
         snapshot::{again, answer, clear, keep_rescue, keep_schema, make_directory},
     },
@@ -63,6 +64,7 @@ fn fresh(place: &Place, order: &SnapshotOrder, directory: &Path, scratch: &Path)
         started_at,
         read_at: jiff::Timestamp::now(),
         rescue: order.rescue.clone(),
+        portable: order.portable,
     };
     let content = content::read(hold.connection()?, &place.path)?;
     let stored =
@@ -82,6 +84,7 @@ pub(super) struct About {
     pub started_at: jiff::Timestamp,
     pub read_at: jiff::Timestamp,
     pub rescue: Option<Box<RescueState>>,
+    pub portable: bool,
 }
 
 /// Copies a database into storage, proves the copy, and writes its manifest last. The copy must hold this content; without
@@ -104,6 +107,7 @@ pub(super) fn store(
     let file: StoredFile = manifest::hash_file(&kept).map_err(Error::io("reading back", &kept))?;
     info!(bytes = file.bytes, sha256 = file.sha256, "the copy was read back");
     prove(content, &kept, scratch)?;
+    let portable = portable::of_sqlite(about.portable, directory, &content.data)?;
     let mut files: BTreeMap<_, _> = keep_rescue(directory, about.rescue.as_deref())?.into_iter().collect();
     files.extend([(DATABASE.to_owned(), file), (SCHEMA.to_owned(), keep_schema(directory, &content.schema)?)]);
     let live = fs::metadata(path).map_err(Error::io("looking at", path))?;
@@ -129,6 +133,7 @@ pub(super) fn store(
         sequences: content.data.sequences.clone(),
         restored_in_scratch: true,
         files,
+        portable,
         sqlite: Some(SqliteFile {
             journal_mode: journal_mode.to_owned(),
             header: content.header.clone(),

@@ -19,6 +19,7 @@ pub mod verify;
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -138,6 +139,18 @@ fn prepare(directory: &Path, options: Options) -> Result<()> {
         }
     }
     file::clear(directory, &ours.into_iter().collect::<Vec<_>>())
+}
+
+/// Removes an export of that kind, whole or begun, and its directory; the manifest goes first. Files of other names stay.
+pub fn discard(directory: &Path, options: Options) -> Result<()> {
+    let names: Vec<_> = std::iter::once(MANIFEST.to_owned()).chain(leftovers(options)).collect();
+    file::clear(directory, &names)?;
+    match fs::remove_dir(directory) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(Error::io("removing", directory)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a run of ours that had no end may have left.

@@ -116,12 +116,19 @@ pub enum Fate {
     Removed,
 }
 
+/// Whether an export lies beside an exact snapshot: then it is an attempt's, too.
+fn is_an_attempts(directory: &Path) -> bool {
+    directory.parent().is_some_and(|above| matches!(find(above), Ok(Found::Exact)))
+}
+
 /// Keeps the newest `keep` portable exports (one at least) whose every byte is as its manifest says, and removes those that
 /// are older than all of them. With `dry` nothing is removed.
 pub fn prune(storage: &Path, keep: usize, dry: bool) -> Result<Vec<Pruned>> {
     let mut kept = 0;
     let mut pruned = Vec::new();
-    for Entry { directory, .. } in list(storage)?.into_iter().rev().filter(|entry| entry.kind == KIND) {
+    let listed = list(storage)?.into_iter().rev();
+    let exports = listed.filter(|entry| entry.kind == KIND && !is_an_attempts(&entry.directory));
+    for Entry { directory, .. } in exports {
         let Found::Portable(manifest) = find(&directory)? else { continue };
         let fate = if kept >= keep.max(1) {
             if !dry {

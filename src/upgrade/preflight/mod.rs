@@ -534,6 +534,7 @@ impl<'a> Run<'a> {
             cli: spec.cli.command.clone(),
             storage_claim: (spec.mode == Mode::Apply).then(|| self.claim_name()),
             storage_directory: directory(&release.name_any(), &uid, &self.name),
+            portable: spec.snapshot.portable,
             timeouts: spec.timeouts.clone(),
             identity: None,
             engine: Engine::default(),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use sqlx::{Connection, PgConnection};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::snapshot::{
     Error, Result,
-    digest::{self, RowSums, TableDigest},
+    digest::{self, DataDigest, RowSums, TableDigest},
     dump, identity,
     manifest::{SCHEMA, StoredFile},
     portable::{
@@ -44,8 +44,35 @@ pub struct Request<'a> {
     pub options: Options,
     /// The read point: a snapshot that another transaction exported and still holds. Without it one is taken.
     pub snapshot: Option<&'a str>,
-    pub proof: Proof,
+    pub digests: Digests,
     pub progress: Progress,
+}
+
+/// Which digests those of the rows, as they are written, must equal.
+#[derive(Clone, Debug)]
+pub enum Digests {
+    /// The server's, computed beside the export.
+    Compute,
+    /// The server's, which somebody else has computed at the same snapshot, or is about to.
+    Known(watch::Receiver<Option<DataDigest>>),
+    /// None.
+    Unproved,
+}
+
+impl Digests {
+    pub fn of(proof: Proof) -> Self {
+        match proof {
+            Proof::Server => Self::Compute,
+            Proof::Rows => Self::Unproved,
+        }
+    }
+
+    fn proof(&self) -> Proof {
+        match self {
+            Self::Compute | Self::Known(_) => Proof::Server,
+            Self::Unproved => Proof::Rows,
+        }
+    }
 }
 
 /// The read point and what is known of it.
@@ -79,12 +106,7 @@ pub async fn export(request: &Request<'_>) -> Result<Manifest> {
     // The second session writes the smaller file, then may have the server compute every digest beside the first.
     let rest = async {
         let written = write(request, &point, &mut second, OTHERS, others).await?;
-        let mut digests = BTreeMap::new();
-        let proved = point.schema.tables().filter(|_| request.proof == Proof::Server);
-        for (name, relation) in proved {
-            digests.insert(name.to_owned(), digest::table(&mut second, name, relation).await?);
-        }
-        Ok((written, digests))
+        Ok((written, digests(request, &point, &mut second).await?))
     };
     let ((main_file, mut tables), ((others_file, more), digests)) = tokio::try_join!(first, rest)?;
     tables.extend(more);
@@ -118,7 +140,7 @@ pub async fn export(request: &Request<'_>) -> Result<Manifest> {
         engine: ENGINE.to_owned(),
         form: request.options.form,
         compression: request.options.compression,
-        proof: request.proof,
+        proof: request.digests.proof(),
         operator_version: env!("CARGO_PKG_VERSION").to_owned(),
         server_version,
         tool_versions: [("zstd".to_owned(), zstd::zstd_safe::version_string().to_owned())].into(),
@@ -138,6 +160,30 @@ pub async fn export(request: &Request<'_>) -> Result<Manifest> {
     manifest::write(request.directory, &manifest)?;
     let _ = tokio::join!(session.close(), second.close());
     Ok(manifest)
+}
+
+/// The server's digest of each table, where the export is to be proved by them.
+async fn digests(
+    request: &Request<'_>,
+    point: &Point,
+    session: &mut PgConnection,
+) -> Result<BTreeMap<String, TableDigest>> {
+    match &request.digests {
+        Digests::Unproved => Ok(BTreeMap::new()),
+        Digests::Compute => {
+            let mut digests = BTreeMap::new();
+            for (name, relation) in point.schema.tables() {
+                digests.insert(name.to_owned(), digest::table(session, name, relation).await?);
+            }
+            Ok(digests)
+        }
+        Digests::Known(known) => {
+            let gone = || Error::Order { what: "whoever computes the server's digests gave none".to_owned() };
+            let mut known = known.clone();
+            let data = known.wait_for(Option::is_some).await.map_err(|_| gone())?;
+            Ok(data.as_ref().ok_or_else(gone)?.tables.clone())
+        }
+    }
 }
 
 fn columns(relation: &Relation) -> BTreeSet<&str> {

@@ -12,7 +12,7 @@ mod value;
 use super::OFFICIAL;
 use crate::snapshot::schema::Relation;
 
-pub use export::{Request as Export, export};
+pub use export::{Digests, Request as Export, export};
 pub use import::{Request as Import, import};
 pub(crate) use rows::visit_table;
 pub use rows::{digest_file, visit_file};

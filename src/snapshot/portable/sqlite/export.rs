@@ -22,7 +22,7 @@ use crate::snapshot::{
         metadata, prepare,
     },
     quote_ident,
-    sqlite::{self, digest, library, open_beside, schema},
+    sqlite::{digest, library, open_beside, open_copy, schema},
 };
 
 /// Rows go to the file in pieces of about this size.
@@ -31,6 +31,8 @@ const PIECE: usize = 64 * 1024;
 /// What is exported, and how.
 pub struct Request<'a> {
     pub database: &'a Path,
+    /// The file is a copy that nobody else has open, on a volume that may know no locks.
+    pub copy: bool,
     /// Made where it is missing; it must be empty.
     pub directory: &'a Path,
     pub options: Options,
@@ -44,7 +46,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
     if !path.try_exists().map_err(Error::io("looking for", path))? {
         return Err(Error::FileMissing { path: path.to_owned() });
     }
-    let connection = open_beside(path)?;
+    let connection = open(request)?;
     connection.execute_batch("BEGIN").map_err(Error::sqlite("beginning to read", path))?;
     let schema = schema::read(&connection, path)?;
     let unknown = schema.not_understood();
@@ -96,6 +98,10 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
     manifest.data_digest = manifest.data().total(&fingerprint);
     manifest::write(request.directory, &manifest)?;
     Ok(manifest)
+}
+
+fn open(request: &Request<'_>) -> Result<Connection> {
+    if request.copy { open_copy(request.database) } else { open_beside(request.database) }
 }
 
 struct Exporting<'a> {
@@ -163,7 +169,7 @@ impl Exporting<'_> {
 
 /// Looks at the file as it is now: what came to be since the plan was made is not in the export.
 fn covered(request: &Request<'_>, planned: &schema::Schema, written: &BTreeMap<String, Table>) -> Result<()> {
-    let connection = sqlite::open_beside(request.database)?;
+    let connection = open(request)?;
     let live = schema::read(&connection, request.database)?;
     let mut gaps = Vec::new();
     for (name, table) in &live.tables {
