@@ -66,6 +66,13 @@ impl Captured {
         yes(question.arg(&before.data).arg(&self.data)).await.context("the data differs").map(drop)
     }
 
+    /// The same where clients wrote meanwhile: what sequences gave out then is not given out again.
+    pub async fn has_the_rows_of(&self, before: &Self) -> Result<()> {
+        let mut question = checker("identical.py");
+        question.arg("--ignore-sequences-forward").arg(&before.data).arg(&self.data);
+        yes(&mut question).await.context("the data differs").map(drop)
+    }
+
     /// Replicas, flags and readiness as before, and images too but for these (`workload/container=image`). An attempt
     /// keeps the settings that it replaced.
     pub async fn has_the_workloads_of(&self, before: &Self, images: &[String]) -> Result<()> {

@@ -84,3 +84,10 @@ pub async fn run(command: &mut Command, input: Option<&str>) -> Result<String> {
 pub async fn kubectl(args: &[&str]) -> Result<String> {
     run(Command::new("kubectl").args(args), None).await
 }
+
+/// Removes a namespace in mid-test, and offers its volumes again: there are only so many, and its servers would take the
+/// processor from the next ones.
+pub async fn remove(namespace: &str) -> Result<()> {
+    run(Command::new(xtask()?).args(["memoria", "down", "--namespace", namespace]), None).await?;
+    run(Command::new(xtask()?).args(["cluster", "recycle"]), None).await.map(drop)
+}

@@ -17,7 +17,6 @@ use memoria_operator::api::{
     MemoriaRelease, MemoriaUpgradeStatus, marks,
     upgrade::{Category, Outcome as Ended},
 };
-use tokio::process::Command;
 
 use crate::{
     Outcome,
@@ -68,9 +67,7 @@ async fn operator_and_jobs_killed_at_random_instants_leave_every_attempt_at_a_co
             adopt(site).await?;
             attempt(site, &mut hunt, failing, Some(phase)).await?;
             attempt(site, &mut hunt, TO, None).await?;
-            // Its servers would only take the processor from the next ones.
-            let mut down = Command::new(environment::xtask()?);
-            environment::run(down.args(["memoria", "down", "--namespace", &site.namespace]), None).await.map(drop)
+            environment::remove(&site.namespace).await
         })
         .await;
         hunt.tally.tell();

@@ -88,13 +88,25 @@ pub async fn taken_back(site: &Site, version: &str, phase: &str, category: Categ
 
 /// Holds the way back before the old servers start: not one bit of the data may differ then.
 pub async fn restored_exactly(site: &Site, before: &Captured) -> Outcome {
+    held_when_restored(site).await?;
+    Captured::now(site).await?.has_the_data_of(before).await?;
+    site.patch(json!({"spec": {"suspend": false}})).await
+}
+
+/// The same after clients wrote.
+pub async fn restored_but_for_sequences(site: &Site, before: &Captured) -> Outcome {
+    held_when_restored(site).await?;
+    Captured::now(site).await?.has_the_rows_of(before).await?;
+    site.patch(json!({"spec": {"suspend": false}})).await
+}
+
+/// Waits until the data is back, and lets nothing go on after that.
+async fn held_when_restored(site: &Site) -> Outcome {
     site.until("the way back", UPGRADED, |release| (standing(release).0 == "ImportSnapshot").then_some(())).await?;
     site.patch(json!({"spec": {"suspend": true}})).await?;
     site.until("the restore", UPGRADED, |release| standing(release).2.contains("before RestoreConfig").then_some(()))
         .await?;
-    writers_are_stopped(site).await?;
-    Captured::now(site).await?.has_the_data_of(before).await?;
-    site.patch(json!({"spec": {"suspend": false}})).await
+    writers_are_stopped(site).await
 }
 
 #[tokio::test]

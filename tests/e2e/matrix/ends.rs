@@ -20,7 +20,7 @@ use crate::{
     audit::Mark,
     checkers::Captured,
     failures::untouched,
-    rollback::{journal, restored_exactly},
+    rollback::{journal, restored_but_for_sequences, restored_exactly},
     site::{FROM, RELEASE, Site, TO, UPGRADED, condition, standing},
 };
 
@@ -64,7 +64,13 @@ pub async fn meet(site: &Site, fault: &Fault, before: &Captured) -> Outcome {
 
 /// Lets the fault happen, and proves the restore, which must not need a person.
 async fn comes_back(site: &Site, during: During, before: &Captured) -> Outcome {
-    let back = async { tokio::try_join!(restored_exactly(site, before), disturb(site, during)).map(drop) };
+    let restored = async {
+        match during {
+            During::Ingestion | During::LateWrites => restored_but_for_sequences(site, before).await,
+            _ => restored_exactly(site, before).await,
+        }
+    };
+    let back = async { tokio::try_join!(restored, disturb(site, during)).map(drop) };
     tokio::select! {
         done = back => done,
         asked = is_asked(site) => bail!("a person is asked: {}", asked?),

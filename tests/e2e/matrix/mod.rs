@@ -126,13 +126,7 @@ async fn cell(site: &Site, fault: &Fault, database: Database, begin: Instant) ->
         "seconds": begin.elapsed().as_secs(),
         "writersStoppedSeconds": stopped,
     }))?;
-    // Its servers would only take the processor from the next cells.
-    environment::run(
-        Command::new(environment::xtask()?).args(["memoria", "down", "--namespace", &site.namespace]),
-        None,
-    )
-    .await
-    .map(drop)
+    environment::remove(&site.namespace).await
 }
 
 /// Pushes the version's images under a tag that nothing can know, and answers the tag.
