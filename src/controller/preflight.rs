@@ -21,6 +21,7 @@ use crate::{
     api::{
         MemoriaRelease, MemoriaUpgrade, MemoriaUpgradeSpec, marks,
         release::{CheckResult, Mode, Verdict},
+        upgrade::Outcome,
     },
     cluster::{
         self, ClusterError,
@@ -31,6 +32,12 @@ use crate::{
     },
     upgrade::preflight::{Answer, Question, preflight, run_name, running},
 };
+
+/// Whether an attempt may still be taken back, or on, by what it stored.
+fn needs_snapshot(attempt: &MemoriaUpgrade) -> bool {
+    let outcome = attempt.status.as_ref().and_then(|journal| journal.outcome);
+    matches!(outcome, None | Some(Outcome::Halted | Outcome::Unverified | Outcome::RollbackFailed))
+}
 
 /// One round of pre-flight.
 pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, ClusterError> {
@@ -44,6 +51,8 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     )?;
     let attempt = next_attempt(subject);
     let known: Vec<String> = subject.attempts.iter().map(ResourceExt::name_any).collect();
+    let needed: Vec<String> =
+        subject.attempts.iter().filter(|attempt| needs_snapshot(attempt)).map(ResourceExt::name_any).collect();
     let ask = |dry_run: Option<&[CheckResult]>| {
         preflight(&Question {
             release,
@@ -52,6 +61,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
             images: &context.images,
             attempt: &attempt,
             known_attempts: &known,
+            needed_attempts: &needed,
             acknowledged: &acknowledged,
             dry_run,
             now: Timestamp::now(),

@@ -15,6 +15,7 @@ mod reference;
 mod rehearsal;
 pub mod report;
 mod restore;
+mod retention;
 mod snapshot;
 mod sqlite;
 

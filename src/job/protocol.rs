@@ -116,6 +116,21 @@ pub struct ReferenceOrder {
     /// What to build it on: an ephemeral server, or a new SQLite file in the shared mount.
     #[serde(default, skip_serializing_if = "Engine::is_postgresql")]
     pub engine: Engine,
+    /// Which older snapshots go before the free space is measured. Absent in Plan mode, which changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionOrder>,
+}
+
+/// Which snapshots of a release stay, among the directories beside that of this run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetentionOrder {
+    pub release_uid: String,
+    /// The newest whole ones that stay; 1 at least.
+    pub keep_last: u32,
+    /// Attempts that may still need theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needed: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -365,6 +380,9 @@ pub struct ReferenceFacts {
     pub schema_sha256: String,
     pub tables: i32,
     pub free_bytes: i64,
+    /// Attempts and runs whose directories were removed, at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<String>,
 }
 
 /// What a rehearsal measured, as far as it came.

@@ -14,11 +14,12 @@ use super::{
     exchange::{Shared, Waited},
     protocol::{Facts, JobReport, ReferenceFacts, ReferenceOrder},
     report,
+    retention::{self, Pruned},
 };
 use crate::{
     api::upgrade::{Category, Engine},
     snapshot::{
-        Error, Result, manifest,
+        Error, Result, dump, manifest,
         schema::{self, Schema},
         scratch::{SUPERUSER, ScratchServer},
         session::execute,
@@ -108,13 +109,21 @@ pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Rec
     }
     let directory = context.below_storage(&order.directory)?;
     fs::create_dir_all(&directory).map_err(Error::io("making", &directory))?;
-    let free_bytes = free_bytes(&directory)?;
-    if free_bytes < order.needed_bytes {
-        return Ok(too_small(order, free_bytes));
+    let pruned = match order.retention.clone() {
+        Some(retention) => {
+            let own = directory.clone();
+            let done = tokio::task::spawn_blocking(move || retention::prune(&own, &retention)).await;
+            done.map_err(|error| Error::io("removing old snapshots beside", &directory)(error.into()))??
+        }
+        None => Pruned::default(),
+    };
+    let storage = Storage { free_bytes: free_bytes(&directory)?, pruned };
+    if storage.free_bytes < order.needed_bytes {
+        return Ok(too_small(order, &storage));
     }
     // A run whose Job is repeated keeps the reference it has.
     if directory.join(REFERENCE).exists() {
-        return answer(&directory, &Reference::read(&directory)?, free_bytes);
+        return answer(&directory, &Reference::read(&directory)?, &storage);
     }
     if shared.go()?.is_some_and(|go| go.proceed) {
         let message = "what init-db was to build its schema on was lost while it ran; it is tried again in another pod";
@@ -140,7 +149,39 @@ pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Rec
     let mut bytes = serde_json::to_vec_pretty(&reference).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
     manifest::write_once(&directory, REFERENCE, &bytes)?;
-    answer(&directory, &reference, free_bytes)
+    answer(&directory, &reference, &storage)
+}
+
+/// The volume, once old snapshots are gone.
+struct Storage {
+    free_bytes: i64,
+    pruned: Pruned,
+}
+
+impl Storage {
+    fn facts(&self) -> ReferenceFacts {
+        ReferenceFacts {
+            built_on: "none".to_owned(),
+            schema_sha256: String::new(),
+            tables: 0,
+            free_bytes: self.free_bytes,
+            removed: self.pruned.removed.iter().take(report::LIST_LIMIT).cloned().collect(),
+        }
+    }
+
+    /// What else is to be said; begins with a semicolon.
+    fn in_words(&self) -> String {
+        let Pruned { removed, stayed } = &self.pruned;
+        let gone = match removed.len() {
+            0 => String::new(),
+            count => format!("; {count} past spec.snapshot.retention removed: {}", dump::first(removed)),
+        };
+        let failed = match stayed.len() {
+            0 => String::new(),
+            count => format!("; {count} past spec.snapshot.retention could not be removed: {}", dump::first(stayed)),
+        };
+        gone + &failed
+    }
 }
 
 async fn on_postgresql(
@@ -216,7 +257,7 @@ pub fn how_it_ended(command: &CommandResult) -> String {
     if last.is_empty() { format!("{} {how}", command.name) } else { format!("{} {how}: {last}", command.name) }
 }
 
-fn answer(directory: &Path, reference: &Reference, free_bytes: i64) -> Result<JobReport> {
+fn answer(directory: &Path, reference: &Reference, storage: &Storage) -> Result<JobReport> {
     let path = directory.join(REFERENCE);
     let schema_sha256 = sha256_hex(fs::read(&path).map_err(Error::io("reading", &path))?);
     let built_on = reference.built_on.clone();
@@ -231,15 +272,15 @@ fn answer(directory: &Path, reference: &Reference, free_bytes: i64) -> Result<Jo
             let why = why.as_deref().map(|why| format!("; {why}")).unwrap_or_default();
             let message =
                 format!("the candidate's init-db built {tables} tables on an empty database of {built_on}{why}");
-            (message, ReferenceFacts { built_on, schema_sha256, tables, free_bytes })
+            (message, ReferenceFacts { built_on, schema_sha256, tables, ..storage.facts() })
         }
         (None, why) => {
             let why = why.as_deref().unwrap_or("the reason was not recorded");
             let message = format!("no reference schema, so the schema after the migration cannot be judged: {why}");
-            (message, ReferenceFacts { built_on, schema_sha256: String::new(), tables: 0, free_bytes })
+            (message, ReferenceFacts { built_on, ..storage.facts() })
         }
     };
-    Ok(report::done(message, Facts::Reference(facts)))
+    Ok(report::done(message + &storage.in_words(), Facts::Reference(facts)))
 }
 
 pub(super) fn free_bytes(directory: &Path) -> Result<i64> {
@@ -247,14 +288,16 @@ pub(super) fn free_bytes(directory: &Path) -> Result<i64> {
     Ok(i64::try_from(found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or(i64::MAX))
 }
 
-fn too_small(order: &ReferenceOrder, free_bytes: i64) -> JobReport {
+fn too_small(order: &ReferenceOrder, storage: &Storage) -> JobReport {
     let message = format!(
-        "the snapshot storage has {free_bytes} bytes free, {} are needed; enlarge the claim, remove old snapshots, or lower spec.snapshot.capacityFactor",
-        order.needed_bytes
+        "the snapshot storage has {} bytes free, {} are needed; enlarge the claim, keep fewer snapshots \
+         (spec.snapshot.retention.keepLast), or lower spec.snapshot.capacityFactor{}",
+        storage.free_bytes,
+        order.needed_bytes,
+        storage.in_words()
     );
-    let facts = ReferenceFacts { built_on: "none".to_owned(), schema_sha256: String::new(), tables: 0, free_bytes };
     JobReport {
-        facts: Some(Facts::Reference(facts)),
+        facts: Some(Facts::Reference(storage.facts())),
         ..report::refused(Category::Environment, "StorageTooSmall", message)
     }
 }

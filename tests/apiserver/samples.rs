@@ -57,6 +57,7 @@ async fn the_server_fills_in_every_default_that_the_types_have() {
     assert_eq!(raw["spec"]["timeouts"]["snapshot"], "1h");
     assert_eq!(raw["spec"]["snapshot"]["capacityFactor"], 3);
     assert_eq!(raw["spec"]["snapshot"]["portable"], true);
+    assert_eq!(raw["spec"]["snapshot"]["retention"]["keepLast"], 3);
     assert_eq!(raw["spec"]["cli"]["command"][2], "memoria.cli");
     assert_eq!(raw["spec"].get("database"), None, "a union has no default that another member would meet");
 }

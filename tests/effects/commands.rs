@@ -146,6 +146,7 @@ async fn asked(world: &mut World) -> Answer {
         images: &images,
         attempt: "memoria-2",
         known_attempts: &[],
+        needed_attempts: &[],
         acknowledged: &acknowledged,
         dry_run: None,
         now: Timestamp::now(),

@@ -17,7 +17,7 @@ use memoria_operator::{
     cluster::{adopt, adopt::CheckTemplate, preflight},
     job::{
         manifest::{JobContext, PodShape, check_step, from_template},
-        protocol::{Facts, JobInput},
+        protocol::{Facts, JobInput, RetentionOrder},
     },
     upgrade::{Action, seen::JobState},
 };
@@ -63,6 +63,7 @@ fn context(world: &World) -> JobContext {
         storage_claim: None,
         storage_directory: String::new(),
         portable: false,
+        retention: RetentionOrder { release_uid: String::new(), keep_last: 1, needed: Vec::new() },
         timeouts: world.release.spec.timeouts.clone(),
         identity: None,
         engine: Engine::default(),

@@ -68,6 +68,7 @@ async fn ask(client: &Client, release: &MemoriaRelease) -> Answer {
         images: &images,
         attempt: "wrong-1",
         known_attempts: &[],
+        needed_attempts: &[],
         acknowledged: &[],
         dry_run: None,
         now,

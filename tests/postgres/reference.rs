@@ -20,6 +20,7 @@ pub fn order(needed_bytes: i64) -> JobOrder {
         needed_bytes,
         limit_seconds: 60,
         engine: Engine::Postgresql,
+        retention: None,
     })
 }
 

@@ -3,13 +3,13 @@
 use std::fs;
 
 use memoria_operator::{
-    api::upgrade::Engine,
-    job::protocol::{Facts, JobInput, JobOrder, ReferenceFacts, ReferenceOrder},
+    api::upgrade::{Category, Engine},
+    job::protocol::{Facts, JobInput, JobOrder, ReferenceFacts, ReferenceOrder, RetentionOrder},
 };
 
 use crate::{
     python::Python,
-    site::{Answer, DIRECTORY, Site, command},
+    site::{Answer, DIRECTORY, MEMORIA, Site, command},
 };
 
 fn order() -> JobOrder {
@@ -19,6 +19,7 @@ fn order() -> JobOrder {
         needed_bytes: 1,
         limit_seconds: 60,
         engine: Engine::Sqlite,
+        retention: None,
     })
 }
 
@@ -79,4 +80,37 @@ async fn an_init_db_that_fails_or_makes_nothing_leaves_no_reference() {
     let site = Site::new();
     let answer = build(&site, "SELECT 1").await;
     assert_eq!(facts(&answer).built_on, "none");
+}
+
+#[tokio::test]
+async fn old_snapshots_go_before_the_free_space_is_measured_and_are_named() {
+    let site = Site::with("wal", MEMORIA);
+    let directories = ["prod-0b8ff1f4/prod-1", "prod-0b8ff1f4/prod-2", "prod-0b8ff1f4/prod-3"];
+    for (number, directory) in (1..).zip(directories) {
+        let mut order = site.snapshot_order();
+        order.database.attempt = format!("prod-{number}");
+        order.directory = directory.to_owned();
+        site.other_pod().run(&JobOrder::Snapshot(order)).await.is(true, "Done", None);
+    }
+    let retention =
+        RetentionOrder { release_uid: site.task("run-1").release_uid, keep_last: 1, needed: vec!["prod-2".to_owned()] };
+    let order = ReferenceOrder {
+        attempt: "run-1".to_owned(),
+        directory: "prod-0b8ff1f4/run-1".to_owned(),
+        needed_bytes: i64::MAX,
+        limit_seconds: 60,
+        engine: Engine::Sqlite,
+        retention: Some(retention),
+    };
+    let pod = site.other_pod();
+    let running = pod.spawn(&JobOrder::Reference(order), &JobInput::default(), "");
+    let _: serde_json::Value = pod.wait_for("verdict.json").await;
+    let answer = running.terminate().await;
+    answer.is(false, "StorageTooSmall", Some(Category::Environment));
+    assert_eq!(facts(&answer).removed, ["prod-1"]);
+    for word in ["spec.snapshot.retention.keepLast", "1 past spec.snapshot.retention removed: prod-1"] {
+        assert!(answer.report.message.contains(word), "{}", answer.report.message);
+    }
+    let left = directories.map(|directory| site.storage.join(directory).exists());
+    assert_eq!(left, [false, true, true]);
 }

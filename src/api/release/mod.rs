@@ -306,6 +306,31 @@ pub struct Snapshot {
     /// little longer for it. Default: true.
     #[serde(default = "yes")]
     pub portable: bool,
+    /// Which snapshots stay on the volume.
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+/// Which snapshots stay on the volume. The others go when a pre-flight begins, and with each what was kept beside it: its
+/// export, the failed state, rows that were set aside.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// So many of the newest whole ones, from 1 to 1000. Those of attempts that are open, halted, unverified, or whose way
+    /// back failed stay in any case. Default: 3.
+    #[serde(default = "keep_last")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub keep_last: i32,
+}
+
+const fn keep_last() -> i32 {
+    3
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { keep_last: keep_last() }
+    }
 }
 
 const fn capacity_factor() -> i32 {
@@ -314,7 +339,7 @@ const fn capacity_factor() -> i32 {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self { storage: None, capacity_factor: capacity_factor(), portable: true }
+        Self { storage: None, capacity_factor: capacity_factor(), portable: true, retention: Retention::default() }
     }
 }
 

@@ -32,7 +32,7 @@ pub use self::{
 };
 use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
-    RehearsalOrder, RestoreOrder, SHARED_MOUNT, SnapshotOrder,
+    RehearsalOrder, RestoreOrder, RetentionOrder, SHARED_MOUNT, SnapshotOrder,
 };
 use crate::{
     api::{
@@ -75,6 +75,8 @@ pub struct JobContext {
     pub storage_directory: String,
     /// Whether the snapshot is kept as a portable export, too.
     pub portable: bool,
+    /// Which older snapshots stay on the volume.
+    pub retention: RetentionOrder,
     pub timeouts: Timeouts,
     /// The database that Inspect found; absent before it.
     pub identity: Option<DatabaseIdentity>,
@@ -179,6 +181,7 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
         needed_bytes,
         limit_seconds,
         engine: ctx.engine,
+        retention: ctx.storage_claim.is_some().then(|| ctx.retention.clone()),
     };
     let guard = ours(ctx, GUARD, tools(ctx, "reference")?, &JobOrder::Reference(order))?;
     let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;

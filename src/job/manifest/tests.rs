@@ -20,7 +20,9 @@ use crate::{
         release::{Check, Jobs, KeyRef, SecurityContextMode, Timeouts, UrlFrom},
         upgrade::{DatabaseIdentity, Engine},
     },
-    job::protocol::{DATABASE_URL_ENV, DataVolume, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV},
+    job::protocol::{
+        DATABASE_URL_ENV, DataVolume, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV, RetentionOrder,
+    },
 };
 
 const SERVER: &str =
@@ -72,6 +74,11 @@ fn context() -> JobContext {
         storage_claim: Some("memoria-snapshots".to_owned()),
         storage_directory: "memoria-0c9e4a1e/memoria-7".to_owned(),
         portable: true,
+        retention: RetentionOrder {
+            release_uid: "0c9e4a1e".to_owned(),
+            keep_last: 3,
+            needed: vec!["memoria-6".to_owned()],
+        },
         timeouts: Timeouts::default(),
         identity: Some(DatabaseIdentity {
             system_identifier: "7300000000000000001".to_owned(),

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 pub use self::plan::digest_plan;
 use self::{rehearsal::Rehearsed, target::Wanted};
 use super::{seen::JobSeen, version::Version};
+use crate::job::protocol::RetentionOrder;
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgradeSpec,
@@ -56,6 +57,8 @@ pub struct Question<'a> {
     pub attempt: &'a str,
     /// Attempts whose journals exist.
     pub known_attempts: &'a [String],
+    /// Those of them that may still need their snapshots.
+    pub needed_attempts: &'a [String],
     /// Attempts whose images a person allowed to be tried again.
     pub acknowledged: &'a [String],
     /// What the API server said to a dry run of the plan; absent until one was made of it.
@@ -535,6 +538,11 @@ impl<'a> Run<'a> {
             storage_claim: (spec.mode == Mode::Apply).then(|| self.claim_name()),
             storage_directory: directory(&release.name_any(), &uid, &self.name),
             portable: spec.snapshot.portable,
+            retention: RetentionOrder {
+                release_uid: uid.clone(),
+                keep_last: u32::try_from(spec.snapshot.retention.keep_last).unwrap_or(1),
+                needed: self.question.needed_attempts.to_vec(),
+            },
             timeouts: spec.timeouts.clone(),
             identity: None,
             engine: Engine::default(),

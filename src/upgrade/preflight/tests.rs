@@ -136,6 +136,7 @@ impl Case {
             images: &self.images,
             attempt: "memoria-1",
             known_attempts: &self.known,
+            needed_attempts: &self.known,
             acknowledged: &self.acknowledged,
             dry_run: self.dry_run.as_deref(),
             now: self.now,
@@ -206,6 +207,7 @@ impl Case {
             schema_sha256: "s".into(),
             tables: 18,
             free_bytes: 1 << 40,
+            removed: Vec::new(),
         };
         self.report("reference", Facts::Reference(facts), None);
     }

@@ -139,8 +139,13 @@ fn a_plan_for_a_file_runs_its_jobs_in_the_operators_image_on_the_volumes_node() 
     let (step, image, claims, nodes) = shape(&jobs[0]);
     assert_eq!((step.as_str(), image.as_str()), ("reference", "r/operator:1"));
     assert_eq!((claims, nodes), (vec!["memoria-snapshots".to_owned()], Some(hosts("a"))));
-    let facts =
-        ReferenceFacts { built_on: "sqlite 3".into(), schema_sha256: "s".into(), tables: 18, free_bytes: 1 << 40 };
+    let facts = ReferenceFacts {
+        built_on: "sqlite 3".into(),
+        schema_sha256: "s".into(),
+        tables: 18,
+        free_bytes: 1 << 40,
+        removed: Vec::new(),
+    };
     case.report("reference", Facts::Reference(facts), None);
     // The rehearsal reads the file where the Server runs; Memoria's own container gets nothing of it.
     let jobs = asked(&case);

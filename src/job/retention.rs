@@ -1,0 +1,197 @@
+//! Which attempts' snapshots stay on the volume. The oldest go before pre-flight measures the free space, whole directories
+//! with all that was kept beside a snapshot; never the newest whole one, and none that an attempt may still need.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use tracing::{info, warn};
+
+use super::protocol::RetentionOrder;
+use crate::snapshot::{
+    Error, Result,
+    manifest::{self, MANIFEST, Manifest},
+};
+
+/// A directory without a manifest is that of a pre-flight run, or of a snapshot that was never finished: nobody needs it
+/// after so long.
+const ABANDONED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What became of those that were to go.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Pruned {
+    /// Names of attempts and runs.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub stayed: Vec<String>,
+}
+
+/// Removes what is past the order's limit among the siblings of `own`, the directory of this run.
+pub(super) fn prune(own: &Path, order: &RetentionOrder) -> Result<Pruned> {
+    let mut pruned = Pruned::default();
+    let Some(all) = own.parent() else { return Ok(pruned) };
+    for place in past(all, own, order)? {
+        let name = name(&place);
+        match remove(&place) {
+            Ok(()) => {
+                info!(name, "removed: it is past spec.snapshot.retention");
+                pruned.removed.push(name);
+            }
+            Err(error) => {
+                warn!(name, %error, "it is past spec.snapshot.retention, and stays");
+                pruned.stayed.push(format!("{name}: {error}"));
+            }
+        }
+    }
+    Ok(pruned)
+}
+
+fn name(place: &Path) -> String {
+    place.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What may go, the oldest first.
+fn past(all: &Path, own: &Path, order: &RetentionOrder) -> Result<Vec<PathBuf>> {
+    let (mut whole, mut begun) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(all).map_err(Error::io("looking into", all))? {
+        let entry = entry.map_err(Error::io("looking into", all))?;
+        let place = entry.path();
+        // A link is not followed: what it leads to lies elsewhere.
+        if place == own || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        match manifest::read(&place) {
+            Ok(Some(found)) if is_whole(&place, &found.manifest) => {
+                if found.manifest.release_uid == order.release_uid {
+                    whole.push((found.manifest.read_at, place));
+                }
+            }
+            Ok(Some(_)) => warn!(place = %place.display(), "a file of this snapshot is missing or cut short; it stays"),
+            Ok(None) => {
+                let modified = entry.metadata().and_then(|data| data.modified());
+                begun.push((modified.map_err(Error::io("looking at", &place))?, place));
+            }
+            Err(error) => warn!(%error, "it stays"),
+        }
+    }
+    whole.sort();
+    let keep = usize::try_from(order.keep_last).unwrap_or(usize::MAX).max(1);
+    let limit = SystemTime::now().checked_sub(ABANDONED).unwrap_or(SystemTime::UNIX_EPOCH);
+    let old = whole.iter().take(whole.len().saturating_sub(keep)).map(|(_, place)| place);
+    let abandoned = begun.iter().filter(|(modified, _)| *modified < limit).map(|(_, place)| place);
+    let needed = |place: &&PathBuf| order.needed.contains(&name(place));
+    Ok(old.chain(abandoned).filter(|place| !needed(place)).cloned().collect())
+}
+
+/// A snapshot that was proved when it was taken, and whose files still have their sizes.
+fn is_whole(place: &Path, manifest: &Manifest) -> bool {
+    let has_its_size = |(name, file): (&String, &manifest::StoredFile)| {
+        fs::metadata(place.join(name)).is_ok_and(|data| data.len() == file.bytes)
+    };
+    manifest.restored_in_scratch && manifest.files.iter().all(has_its_size)
+}
+
+/// The manifest goes first, to disk: what is half removed is no snapshot.
+fn remove(place: &Path) -> Result<()> {
+    let manifest = place.join(MANIFEST);
+    if manifest.exists() {
+        fs::remove_file(&manifest).map_err(Error::io("removing", &manifest))?;
+        manifest::sync_directory(place)?;
+    }
+    fs::remove_dir_all(place).map_err(Error::io("removing", place))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::unix::fs::symlink};
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// A volume with the release's directory.
+    struct Volume(tempfile::TempDir);
+
+    impl Volume {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        /// A snapshot of that day of a release.
+        fn snapshot(&self, name: &str, day: u32, release_uid: &str) -> PathBuf {
+            let place = self.0.path().join(name);
+            fs::create_dir_all(place.join("portable")).unwrap();
+            fs::write(place.join("database.dump"), "dump").unwrap();
+            fs::write(place.join("portable/memoria.ndjson.zst"), "rows").unwrap();
+            let at = format!("2026-01-{day:02}T00:00:00Z");
+            let manifest = json!({
+                "v": 1, "kind": "postgresql", "release": "prod", "releaseUid": release_uid, "attempt": name,
+                "fromVersion": "0.9.0", "operatorVersion": "0.1.0", "serverVersion": "15", "toolVersion": "15",
+                "identity": {"systemIdentifier": "7", "name": "memoria", "oid": 1, "host": "db"},
+                "startedAt": at, "readAt": at, "finishedAt": at, "schemaFingerprint": "", "tables": {}, "sequences": {},
+                "dataDigest": "", "restoredInScratch": true, "files": {"database.dump": {"bytes": 4, "sha256": ""}},
+            });
+            fs::write(place.join(MANIFEST), manifest.to_string()).unwrap();
+            place
+        }
+
+        fn names(&self) -> Vec<String> {
+            let mut names: Vec<_> =
+                fs::read_dir(self.0.path()).unwrap().map(|entry| name(&entry.unwrap().path())).collect();
+            names.sort();
+            names
+        }
+
+        fn prune(&self, keep_last: u32, needed: &[&str]) -> Pruned {
+            let needed = needed.iter().map(|name| (*name).to_owned()).collect();
+            let order = RetentionOrder { release_uid: "u".to_owned(), keep_last, needed };
+            prune(&self.0.path().join("run"), &order).unwrap()
+        }
+    }
+
+    #[test]
+    fn the_oldest_go_and_the_newest_whole_one_never_does() {
+        let volume = Volume::new();
+        for day in 1..=5 {
+            volume.snapshot(&format!("prod-{day}"), day, "u");
+        }
+        assert_eq!(volume.prune(3, &[]), Pruned { removed: vec!["prod-1".into(), "prod-2".into()], stayed: vec![] });
+        assert_eq!(volume.names(), ["prod-3", "prod-4", "prod-5"]);
+        // One that an attempt needs stays, and does not take another's place.
+        assert_eq!(volume.prune(1, &["prod-3"]).removed, ["prod-4"]);
+        assert_eq!(volume.prune(0, &[]).removed, ["prod-3"]);
+        assert_eq!((volume.prune(0, &[]), volume.names()), (Pruned::default(), vec!["prod-5".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_damaged_counts_for_none_and_stays() {
+        let volume = Volume::new();
+        let cut = volume.snapshot("prod-3", 3, "u");
+        fs::write(cut.join("database.dump"), "du").unwrap();
+        fs::write(volume.snapshot("prod-4", 4, "u").join(MANIFEST), "{").unwrap();
+        volume.snapshot("prod-1", 1, "u");
+        volume.snapshot("prod-2", 2, "u");
+        volume.snapshot("other-9", 9, "another release");
+        assert_eq!(volume.prune(1, &[]).removed, ["prod-1"]);
+        assert_eq!(volume.names(), ["other-9", "prod-2", "prod-3", "prod-4"]);
+    }
+
+    #[test]
+    fn what_was_never_finished_goes_after_a_month_and_links_are_left_alone() {
+        let (volume, elsewhere) = (Volume::new(), Volume::new());
+        let linked = elsewhere.snapshot("elsewhere", 1, "u");
+        symlink(&linked, volume.0.path().join("linked")).unwrap();
+        volume.snapshot("prod-2", 2, "u");
+        for (name, days) in [("run-old", 31), ("run-needed", 31), ("run-new", 29), ("run", 31)] {
+            let place = volume.0.path().join(name);
+            fs::create_dir(&place).unwrap();
+            fs::write(place.join("reference.json"), "{}").unwrap();
+            File::open(&place).unwrap().set_modified(SystemTime::now() - Duration::from_secs(days * 86_400)).unwrap();
+        }
+        assert_eq!(volume.prune(1, &["run-needed"]).removed, ["run-old"]);
+        assert_eq!(volume.names(), ["linked", "prod-2", "run", "run-needed", "run-new"]);
+        assert!(linked.join(MANIFEST).exists());
+    }
+}
