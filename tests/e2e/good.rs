@@ -12,7 +12,7 @@ use memoria_operator::{
     },
     upgrade::{phase::FORWARD, preflight::digest_plan},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -230,6 +230,11 @@ async fn manifest_is_the_journals(site: &Site, attempt: &MemoriaUpgrade) -> Outc
     let manifest = stored(site, &snapshot.claim_name, &format!("{}/manifest.json", snapshot.directory)).await?;
     let digest: String = Sha256::digest(&manifest).iter().map(|byte| format!("{byte:02x}")).collect();
     ensure!(digest == snapshot.manifest_sha256, "the manifest in storage hashes to {digest}");
+    let exported = snapshot.portable_directory.as_ref().context("a portable export")?;
+    let exported =
+        stored(site, &snapshot.claim_name, &format!("{}/{exported}/manifest.json", snapshot.directory)).await?;
+    let exported: Value = serde_json::from_slice(&exported)?;
+    ensure!(exported["dataDigest"] == snapshot.data_digest.as_str(), "the export holds {}", exported["dataDigest"]);
     Ok(())
 }
 
