@@ -1,6 +1,8 @@
 //! `memoria-operator snapshot`: exports, imports and comparisons by hand, with no cluster. It runs the same code as the
 //! library; here are the command line, the progress bars and the words about how it ended.
 
+mod late;
+
 use std::{
     collections::HashMap,
     io::IsTerminal,
@@ -122,6 +124,9 @@ pub enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Show the rows that clients wrote after an upgrade, and that its way back set aside
+    #[command(subcommand)]
+    LateWrites(late::LateWrites),
     /// Remove old exports below a directory
     ///
     /// The newest N whose bytes are as their manifests say stay, and so does every exact snapshot: those belong to attempts.
@@ -235,6 +240,7 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             say(*json, &manifest, |manifest| shown(manifest));
             Ok(true)
         }
+        SnapshotCommand::LateWrites(command) => late::carry_out(command).await.map(|()| true),
         SnapshotCommand::Prune { storage, keep, dry_run, json } => {
             let (keep, dry) = (*keep as usize, *dry_run);
             let pruned = on_a_thread(storage, move |storage| shelf::prune(&storage, keep, dry)).await?;

@@ -112,8 +112,8 @@ async fn late_writes_are_counted_exactly_and_refused_over_the_budget() {
     assert_eq!(
         upgraded.lines("public.consents"),
         [
-            r#"{"change":"inserted","row":{"agent":"a1","extra":{"n":1.10},"id":1}}"#,
-            r#"{"change":"inserted","row":{"agent":"a2","extra":null,"id":2}}"#
+            r#"{"change":"inserted","key":{"id":"1"},"row":{"agent":"a1","extra":{"n":1.10},"id":1}}"#,
+            r#"{"change":"inserted","key":{"id":"2"},"row":{"agent":"a2","extra":null,"id":2}}"#
         ]
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
     );

@@ -10,6 +10,7 @@ use memoria_operator::{
     api::upgrade::Category,
     job::protocol::{BaselineOrder, Facts, JobInput, JobOrder, RestoreFacts, RestoreOrder},
     snapshot::{
+        late::set_aside::{self, Change},
         manifest::Manifest,
         sqlite::{content, hold::Hold, markers::Lock, open_copy},
     },
@@ -177,7 +178,32 @@ async fn rows_written_since_the_baseline_are_counted_while_the_server_runs() {
         answer.is(false, "DataLossOverBudget", Some(Category::Decision));
         let found = facts(&answer);
         assert_eq!((found.late_inserted, found.late_updated, found.late_deleted), (1, 1, 1));
-        assert_eq!(found.late_tables.iter().map(|table| table.table.as_str()).collect::<Vec<_>>(), ["agents", "plain"]);
+        assert_eq!(found.late_tables.iter().map(|table| table.table.as_str()).collect::<Vec<_>>(), ["plain", "agents"]);
+        // The rows themselves are set aside, with their keys.
+        let directory = failed.site.storage.join(FAILED);
+        let kept = set_aside::open(&directory).unwrap();
+        assert_eq!((kept.rows(), kept.files.len()), (3, 2));
+        let lines = |table: &str| {
+            let mut lines = Vec::new();
+            let seen = |line: &str, _: &Change| {
+                lines.push(line.to_owned());
+                Ok(())
+            };
+            set_aside::visit(&directory, &kept.files[table], seen).unwrap();
+            lines
+        };
+        assert_eq!(lines("agents"), [r#"{"change":"deleted","key":{"agent_id":"a2"}}"#]);
+        assert_eq!(
+            lines("plain"),
+            [
+                r#"{"change":"inserted","key":{"rowid":3},"row":{"v":"c"}}"#,
+                r#"{"change":"updated","key":{"rowid":1},"row":{"v":"A"}}"#
+            ]
+        );
+        let file = directory.join(&kept.files["plain"]);
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[1..]).unwrap();
+        assert_eq!(set_aside::open(&directory).unwrap_err().reason(), "SnapshotDamaged");
         let accepted = |input: &mut JobInput| {
             late(input);
             input.accept_data_loss = true;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{
     super::{
         context::Context,
-        protocol::{Facts, JobInput, JobReport, RestoreFacts, RestoreOrder, TableLate},
+        protocol::{Facts, JobInput, JobReport, RestoreFacts, RestoreOrder},
         report,
         snapshot::{clear, make_directory, stored},
     },
@@ -23,6 +23,7 @@ use crate::{
     api::upgrade::Category,
     snapshot::{
         Error, Result, dump, identity,
+        late::Late,
         manifest::{self, Manifest, SCHEMA, Stored},
         markers::Marker,
         restore::{Evidence, Side},
@@ -269,10 +270,10 @@ impl Work {
         };
         let refusal = match self.late()? {
             Ok(late) => {
-                facts.late_inserted = late.iter().map(|table| table.inserted).sum();
-                facts.late_updated = late.iter().map(|table| table.updated).sum();
-                facts.late_deleted = late.iter().map(|table| table.deleted).sum();
-                facts.late_tables = late.into_iter().take(report::LIST_LIMIT).collect();
+                facts.late_inserted = late.inserted;
+                facts.late_updated = late.updated;
+                facts.late_deleted = late.deleted;
+                facts.late_tables = late.tables.into_iter().take(report::LIST_LIMIT).collect();
                 let (inserted, updated, deleted) = (facts.late_inserted, facts.late_updated, facts.late_deleted);
                 let budget = self.order.data_loss_budget_rows;
                 (inserted + updated + deleted > budget).then(|| {
@@ -302,10 +303,10 @@ impl Work {
         }
     }
 
-    /// What clients wrote since the baseline, by table; the inner error says why that is not known.
-    fn late(&self) -> Result<Result<Vec<TableLate>, String>> {
+    /// What clients wrote since the baseline; the inner error says why that is not known.
+    fn late(&self) -> Result<Result<Late, String>> {
         if !self.input.late_writes_possible {
-            return Ok(Ok(Vec::new()));
+            return Ok(Ok(Late::default()));
         }
         let (Some(path), Some(directory)) = (&self.baseline, &self.order.baseline_directory) else {
             return Ok(Err("no baseline was taken".to_owned()));
@@ -319,14 +320,8 @@ impl Work {
         if let Err(error) = manifest::verify_files(path, &stored.manifest) {
             return Ok(Err(error.to_string()));
         }
-        let changed = late::compare(&path.join(DATABASE), &self.failed.join(DATABASE))?;
-        let table = |changed: late::Changed| TableLate {
-            table: changed.table,
-            inserted: changed.inserted,
-            updated: changed.updated,
-            deleted: changed.deleted,
-        };
-        Ok(Ok(changed.into_iter().map(table).collect()))
+        let baseline = (path.join(DATABASE), stored.sha256.as_str());
+        late::compare((&baseline.0, baseline.1), &self.failed.join(DATABASE), &self.failed).map(Ok)
     }
 
     fn facts(&self, restored: bool) -> RestoreFacts {

@@ -3,18 +3,18 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs::{self, File, OpenOptions},
-    io::{BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs,
     path::{Path, PathBuf},
 };
 
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::{Baseline, HASH, KEY, KeptTable, LATE, key_sql, lines_sql};
+use super::{
+    Baseline, HASH, KEY, KeptTable, Late, key_json_sql, key_sql, lines_sql,
+    set_aside::{Output, file_name},
+};
 use crate::{
     job::protocol::TableLate,
     snapshot::{
@@ -26,28 +26,6 @@ use crate::{
 /// So many changed rows are asked for in one reading of their table.
 const CHUNK: usize = 20_000;
 
-/// What was written since the baseline; `late.json`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Late {
-    /// Version of this form: 1.
-    pub v: i32,
-    pub baseline_sha256: String,
-    pub inserted: i64,
-    pub updated: i64,
-    pub deleted: i64,
-    /// Tables with any, most first.
-    pub tables: Vec<TableLate>,
-    /// The file of each.
-    pub files: BTreeMap<String, String>,
-}
-
-impl Late {
-    pub fn rows(&self) -> i64 {
-        self.inserted.saturating_add(self.updated).saturating_add(self.deleted)
-    }
-}
-
 /// Compares what the session's transaction sees with the baseline in `kept`, whose files were verified. Rows go into
 /// `directory`, keys that are still to be asked for into `scratch`.
 pub async fn compare(
@@ -57,12 +35,11 @@ pub async fn compare(
     directory: &Path,
     scratch: &Path,
 ) -> Result<Late> {
-    let mut late = Late { v: 1, baseline_sha256: sha256.to_owned(), ..Late::default() };
+    let mut late = Late::new(sha256);
     let live: BTreeMap<&str, &Relation> = schema.tables().collect();
     let names: BTreeSet<&str> = live.keys().copied().chain(baseline.tables.keys().map(String::as_str)).collect();
     for (number, name) in names.into_iter().enumerate() {
-        let file = format!("late-{:04}.ndjson", number + 1);
-        let mut output = Output::create(directory.join(&file))?;
+        let mut output = Output::create(directory.join(file_name(number + 1)))?;
         let spool = Output::create(scratch.join("late.keys"))?;
         let sides =
             Sides { name, live: live.get(name).copied(), kept: baseline.tables.get(name).map(|table| (kept, table)) };
@@ -71,49 +48,10 @@ pub async fn compare(
             rows(session, (name, table), &spool, &mut output).await?;
         }
         let _ = fs::remove_file(&spool);
-        let path = output.finish()?;
-        if found.inserted + found.updated + found.deleted == 0 {
-            fs::remove_file(&path).map_err(Error::io("removing", &path))?;
-            continue;
-        }
-        late.inserted += found.inserted;
-        late.updated += found.updated;
-        late.deleted += found.deleted;
-        late.files.insert(name.to_owned(), file);
-        late.tables.push(found);
+        late.add(found, output)?;
     }
-    late.tables.sort_by_key(|table| std::cmp::Reverse(table.inserted + table.updated + table.deleted));
-    let mut summary = Output::create(directory.join(LATE))?;
-    let text = serde_json::to_string_pretty(&late).map_err(|error| Error::Order { what: error.to_string() })?;
-    summary.line(&text)?;
-    summary.finish()?;
+    late.keep(directory)?;
     Ok(late)
-}
-
-/// A file of ours alone, forced to disk at its end.
-struct Output {
-    path: PathBuf,
-    writer: BufWriter<File>,
-}
-
-impl Output {
-    fn create(path: PathBuf) -> Result<Self> {
-        let _ = fs::remove_file(&path);
-        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let writer = BufWriter::with_capacity(256 * 1024, opened.map_err(Error::io("writing", &path))?);
-        Ok(Self { path, writer })
-    }
-
-    fn line(&mut self, text: &str) -> Result<()> {
-        let written = self.writer.write_all(text.as_bytes()).and_then(|()| self.writer.write_all(b"\n"));
-        written.map_err(Error::io("writing", &self.path))
-    }
-
-    fn finish(self) -> Result<PathBuf> {
-        let ended = self.writer.into_inner().map_err(std::io::IntoInnerError::into_error);
-        ended.and_then(|file| file.sync_all()).map_err(Error::io("syncing", &self.path))?;
-        Ok(self.path)
-    }
 }
 
 /// One table, now and at the baseline.
@@ -151,15 +89,15 @@ impl Sides<'_> {
             match (&here, &there) {
                 (Some(line), _) if order == Ordering::Less => {
                     found.inserted += 1;
-                    spool.line(&format!("{}i", line.key()))?;
+                    spool.line(format!("{}i", line.key()).as_bytes())?;
                 }
                 (_, Some(line)) if order == Ordering::Greater => {
                     found.deleted += 1;
-                    output.line(&line.deleted())?;
+                    output.line(line.deleted().as_bytes())?;
                 }
                 (Some(line), Some(before)) if line.hash() != before.hash() => {
                     found.updated += 1;
-                    spool.line(&format!("{}u", line.key()))?;
+                    spool.line(format!("{}u", line.key()).as_bytes())?;
                 }
                 _ => {}
             }
@@ -272,8 +210,11 @@ async fn rows(
     let file = tokio::fs::File::open(spool).await.map_err(Error::io("reading", spool))?;
     let mut lines = BufReader::new(file).lines();
     let sql = format!(
-        "SELECT x.k, x.row FROM (SELECT {} AS k, row_to_json(whole_row.*)::text AS row FROM ONLY {name} AS whole_row) AS x WHERE x.k = ANY($1)",
-        key_sql(table)
+        "SELECT x.k, x.key, x.row FROM (SELECT {} AS k, {} AS key, row_to_json(whole_row.*)::text AS row
+                                        FROM ONLY {name} AS whole_row) AS x
+         WHERE x.k = ANY($1)",
+        key_sql(table),
+        key_json_sql(table)
     );
     loop {
         // Key hash to change and count.
@@ -290,14 +231,15 @@ async fn rows(
         let keys: Vec<String> = wanted.keys().cloned().collect();
         let doing = || Error::query(format!("reading the rows of {name} that were written late"));
         let mut found =
-            sqlx::query_as::<_, (String, String)>(AssertSqlSafe(sql.clone())).bind(keys).fetch(&mut *session);
-        while let Some((key, row)) = found.try_next().await.map_err(doing())? {
-            let Some((change, times)) = wanted.remove(&key) else { continue };
+            sqlx::query_as::<_, (String, String, String)>(AssertSqlSafe(sql.clone())).bind(keys).fetch(&mut *session);
+        while let Some((hash, key, row)) = found.try_next().await.map_err(doing())? {
+            let Some((change, times)) = wanted.remove(&hash) else { continue };
             let change = if change == 'u' { "updated" } else { "inserted" };
             let times = if times > 1 { format!(",\"times\":{times}") } else { String::new() };
             // A line break in JSON is white space: within a text it is written as \n.
             let row = row.replace(['\n', '\r'], " ");
-            output.line(&format!("{{\"change\":\"{change}\"{times},\"row\":{row}}}"))?;
+            let key = if key.is_empty() { key } else { format!(",\"key\":{key}") };
+            output.line(format!("{{\"change\":\"{change}\"{times}{key},\"row\":{row}}}").as_bytes())?;
         }
     }
 }

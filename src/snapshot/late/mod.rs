@@ -3,6 +3,7 @@
 
 mod compare;
 mod keep;
+pub mod set_aside;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -10,8 +11,9 @@ use std::collections::BTreeMap;
 use super::{digest::hash_sql, quote_ident, schema::Relation};
 use crate::api::upgrade::DatabaseIdentity;
 
-pub use compare::{Late, compare};
+pub use compare::compare;
 pub use keep::{keep, read, verify};
+pub use set_aside::Late;
 
 pub const BASELINE: &str = "baseline.json";
 /// Below the failed state's directory: rows written since the baseline.
@@ -56,11 +58,16 @@ fn key_sql(table: &Relation) -> String {
     format!("encode(substring({key} for 16), 'hex')")
 }
 
-/// One line a row, in the order of their bytes.
-fn lines_sql(name: &str, table: &Relation) -> String {
+/// The key's values as a JSON object of texts; empty where there is no key.
+fn key_json_sql(table: &Relation) -> String {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let parts: Vec<_> = table.primary_key.iter().map(|c| format!("{}, {}::text", literal(c), quote_ident(c))).collect();
-    let key = if parts.is_empty() { "''".to_owned() } else { format!("json_build_object({})::text", parts.join(", ")) };
+    if parts.is_empty() { "''".to_owned() } else { format!("json_build_object({})::text", parts.join(", ")) }
+}
+
+/// One line a row, in the order of their bytes.
+fn lines_sql(name: &str, table: &Relation) -> String {
+    let key = key_json_sql(table);
     format!(
         "COPY (SELECT x.line FROM (SELECT {} || encode({}, 'hex') || {key} AS line FROM ONLY {name}) AS x
          ORDER BY x.line COLLATE \"C\") TO STDOUT",

@@ -1,70 +1,134 @@
-//! What was written between two copies of one database: rows by their keys, counted by SQLite itself in constant memory.
+//! What was written between two copies of one database: rows by their keys, told apart by SQLite itself in constant memory.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, types::ValueRef};
 
 use super::{
     open_copy,
     schema::{self, Table},
 };
-use crate::snapshot::{Error, Result, quote_ident};
+use crate::{
+    job::protocol::TableLate,
+    snapshot::{
+        Error, Result,
+        late::{
+            Late,
+            set_aside::{Output, file_name},
+        },
+        portable::{json::write_string, sqlite::Field, value::write_tagged},
+        quote_ident,
+    },
+};
 
-/// One table's rows that are not as they were.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changed {
-    pub table: String,
-    pub inserted: i64,
-    pub updated: i64,
-    pub deleted: i64,
-}
-
-/// Compares two copies; tables in which nothing changed are left out. Rows are told apart by their primary key, else by
-/// their rowid; of columns that only one of them has nothing is said.
-pub fn compare(before: &Path, after: &Path) -> Result<Vec<Changed>> {
+/// Compares the database with the baseline's copy, and sets what was written since aside in `directory`. Rows are told apart
+/// by their primary key, else by their rowid; of columns that only one of the two has nothing is said.
+pub fn compare((before, sha256): (&Path, &str), after: &Path, directory: &Path) -> Result<Late> {
     let connection = open_copy(after)?;
-    let failed = || Error::sqlite("comparing with the baseline", after);
     let was = schema::read(&open_copy(before)?, before)?;
     let is = schema::read(&connection, after)?;
-    connection.execute("ATTACH ?1 AS base", [before.to_string_lossy()]).map_err(failed())?;
-    let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed());
-    let mut changes = Vec::new();
-    for name in was.tables.keys().chain(is.tables.keys().filter(|name| !was.tables.contains_key(*name))) {
-        let quoted = quote_ident(name);
-        let changed = match (was.tables.get(name), is.tables.get(name)) {
+    let attached = connection.execute("ATTACH ?1 AS base", [before.to_string_lossy()]);
+    attached.map_err(Error::sqlite("comparing with the baseline", after))?;
+    let mut late = Late::new(sha256);
+    let names: BTreeSet<&String> = was.tables.keys().chain(is.tables.keys()).collect();
+    for (number, name) in (1..).zip(names) {
+        let mut output = Output::create(directory.join(file_name(number)))?;
+        let mut writer = Writer { connection: &connection, after, name, output: &mut output };
+        let found = writer.table(was.tables.get(name), is.tables.get(name))?;
+        late.add(found, output)?;
+    }
+    detach(&connection, after)?;
+    late.keep(directory)?;
+    Ok(late)
+}
+
+/// Writes out one table's rows.
+struct Writer<'a> {
+    connection: &'a Connection,
+    after: &'a Path,
+    name: &'a str,
+    output: &'a mut Output,
+}
+
+impl Writer<'_> {
+    fn table(&mut self, was: Option<&Table>, is: Option<&Table>) -> Result<TableLate> {
+        let quoted = quote_ident(self.name);
+        let (inserted, updated, deleted) = match (was, is) {
             (Some(was), Some(is)) => {
                 let same_row = key(was, is);
                 let missing = |from: &str, other: &str| {
                     format!(
-                        "SELECT count(*) FROM {from}.{quoted} AS a WHERE NOT EXISTS (SELECT 1 FROM {other}.{quoted} AS b WHERE {same_row})"
+                        "{from}.{quoted} AS a WHERE NOT EXISTS (SELECT 1 FROM {other}.{quoted} AS b WHERE {same_row})"
                     )
                 };
-                let same = same_values(was, is);
-                let updated = format!(
-                    "SELECT count(*) FROM main.{quoted} AS a JOIN base.{quoted} AS b ON {same_row} WHERE NOT ({same})"
+                let other = format!(
+                    "main.{quoted} AS a JOIN base.{quoted} AS b ON {same_row} WHERE NOT ({})",
+                    same_values(was, is)
                 );
-                Changed {
-                    table: name.clone(),
-                    inserted: count(&missing("main", "base"))?,
-                    updated: count(&updated)?,
-                    deleted: count(&missing("base", "main"))?,
-                }
+                (
+                    self.rows("inserted", is, &missing("main", "base"))?,
+                    self.rows("updated", is, &other)?,
+                    self.rows("deleted", was, &missing("base", "main"))?,
+                )
             }
-            (Some(_), None) => {
-                let deleted = count(&format!("SELECT count(*) FROM base.{quoted}"))?;
-                Changed { table: name.clone(), deleted, ..Changed::default() }
-            }
-            (None, _) => {
-                let inserted = count(&format!("SELECT count(*) FROM main.{quoted}"))?;
-                Changed { table: name.clone(), inserted, ..Changed::default() }
-            }
+            (Some(was), None) => (0, 0, self.rows("deleted", was, &format!("base.{quoted} AS a"))?),
+            (None, Some(is)) => (self.rows("inserted", is, &format!("main.{quoted} AS a"))?, 0, 0),
+            (None, None) => (0, 0, 0),
         };
-        if changed.inserted + changed.updated + changed.deleted > 0 {
-            changes.push(changed);
+        Ok(TableLate { table: self.name.to_owned(), inserted, updated, deleted })
+    }
+
+    /// One line for each row of `a`; gives their number. A deleted row is known by its key alone.
+    fn rows(&mut self, change: &str, table: &Table, from: &str) -> Result<i64> {
+        let failed = |error| Error::sqlite("comparing with the baseline", self.after)(error);
+        let fields = Field::all(table);
+        let rowid = if table.primary_key.is_empty() { rowid(&[table]) } else { None };
+        let columns = fields.iter().map(|field| format!("a.{}", quote_ident(&field.name)));
+        let columns: Vec<_> = columns.chain(rowid.map(|name| format!("a.{name}"))).collect();
+        let mut statement =
+            self.connection.prepare(&format!("SELECT {} FROM {from}", columns.join(", "))).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        let (mut count, mut line) = (0, Vec::new());
+        while let Some(row) = rows.next().map_err(failed)? {
+            let values: Result<Vec<_>, _> = (0..columns.len()).map(|at| row.get_ref(at)).collect();
+            let values = values.map_err(failed)?;
+            line.clear();
+            line.extend_from_slice(format!("{{\"change\":\"{change}\",\"key\":").as_bytes());
+            match (rowid, values.last()) {
+                (Some(name), Some(ValueRef::Integer(id))) => {
+                    line.extend_from_slice(format!("{{\"{name}\":{id}}}").as_bytes());
+                }
+                _ => object(&mut line, &fields, &values, |field| table.primary_key.contains(&field.name)),
+            }
+            if change != "deleted" {
+                line.extend_from_slice(b",\"row\":");
+                object(&mut line, &fields, &values, |_| true);
+            }
+            line.push(b'}');
+            self.output.line(&line)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// Appends some of a row's values as a JSON object.
+fn object(line: &mut Vec<u8>, fields: &[Field], values: &[ValueRef<'_>], wanted: impl Fn(&Field) -> bool) {
+    line.push(b'{');
+    let mut first = true;
+    for (field, value) in fields.iter().zip(values).filter(|(field, _)| wanted(field)) {
+        if !std::mem::replace(&mut first, false) {
+            line.push(b',');
+        }
+        write_string(field.name.as_bytes(), line);
+        line.push(b':');
+        match value {
+            // JSON proper has no word for them.
+            ValueRef::Real(real) if !real.is_finite() => write_tagged("real", real.to_string().as_bytes(), line),
+            value => field.write(*value, line),
         }
     }
-    detach(&connection, after)?;
-    Ok(changes)
+    line.push(b'}');
 }
 
 fn detach(connection: &Connection, path: &Path) -> Result<()> {
@@ -74,13 +138,18 @@ fn detach(connection: &Connection, path: &Path) -> Result<()> {
 /// The condition that two rows are one. `rowid` names the implicit key where no column of the table has that name.
 fn key(was: &Table, is: &Table) -> String {
     if was.primary_key.is_empty() || was.primary_key != is.primary_key {
-        let names = ["rowid", "_rowid_", "oid"];
-        let taken =
-            |name: &str| was.columns.keys().chain(is.columns.keys()).any(|column| column.eq_ignore_ascii_case(name));
-        let name = names.into_iter().find(|name| !taken(name)).unwrap_or("rowid");
+        let name = rowid(&[was, is]).unwrap_or("rowid");
         return format!("a.{name} = b.{name}");
     }
     equal(was.primary_key.iter())
+}
+
+/// A name of the implicit key that no column has.
+fn rowid(tables: &[&Table]) -> Option<&'static str> {
+    let taken = |name: &str| {
+        tables.iter().flat_map(|table| table.columns.keys()).any(|column| column.eq_ignore_ascii_case(name))
+    };
+    ["rowid", "_rowid_", "oid"].into_iter().find(|name| !taken(name))
 }
 
 fn same_values(was: &Table, is: &Table) -> String {
