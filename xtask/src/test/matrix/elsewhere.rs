@@ -37,14 +37,14 @@ const ELSEWHERE: &[(&str, &str, &[&str])] = &[
         &["too_small_a_storage_is_told_in_numbers"],
     ),
     (
-        "restore killed at any moment, PostgreSQL",
+        "restore killed at 20 random instants, PostgreSQL",
         "tests/postgres/restore.rs",
-        &["killed_at_any_instant_it_is_either_not_done_or_done"],
+        &["twenty_kills_at_random_instants_leave_the_failed_state_or_the_snapshot"],
     ),
     (
-        "restore killed at any moment, SQLite",
+        "restore killed at 20 random instants, SQLite",
         "tests/sqlite/restore.rs",
-        &["a_kill_at_any_moment_leaves_the_failed_state_or_the_snapshot"],
+        &["twenty_kills_at_random_instants_leave_the_failed_state_or_the_snapshot"],
     ),
     (
         "SQLite in WAL mode with a leftover `-wal`",
