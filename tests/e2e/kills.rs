@@ -15,7 +15,7 @@ use kube::{
 };
 use memoria_operator::api::{
     MemoriaRelease, MemoriaUpgradeStatus, marks,
-    upgrade::{Category, Outcome as Ended},
+    upgrade::{Category, Outcome as Ended, PhaseState},
 };
 
 use crate::{
@@ -203,8 +203,9 @@ fn judged(journal: &MemoriaUpgradeStatus, outcome: Ended, fails_in: Option<&str>
         );
         ensure!(failure.is_none_or(|failure| failure.category == Category::Candidate), "{failure:?}");
     }
-    // A migration that died may have done anything.
-    if killed.iter().any(|step| step == "migrate") {
+    // A migration that died may have done anything, unless the guard's verdict stood already; what it did is looked at then.
+    let judged = journal.phases.iter().any(|record| record.name == "Migrate" && record.state == PhaseState::Passed);
+    if killed.iter().any(|step| step == "migrate") && !judged {
         ensure!(outcome == Ended::RolledBack, "its migration was killed, and it ended as {outcome:?}");
         let surroundings = failure.is_some_and(|failure| failure.category == Category::Environment);
         ensure!(fails_in == Some("Migrate") || surroundings, "the version is blamed for the kill: {failure:?}");
