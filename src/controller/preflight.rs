@@ -204,3 +204,24 @@ async fn open(
     let params = PostParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PostParams::default() };
     bounded("open the attempt", attempt, api.create(&params, &upgrade)).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upgrade::world::World;
+
+    #[test]
+    fn an_attempt_that_may_be_taken_back_or_on_needs_its_snapshot() {
+        let ended = |outcome| {
+            let mut attempt = MemoriaUpgrade::new("memoria-1", World::new().plan);
+            attempt.status = Some(crate::api::MemoriaUpgradeStatus { outcome, ..Default::default() });
+            needs_snapshot(&attempt)
+        };
+        for outcome in [None, Some(Outcome::Halted), Some(Outcome::Unverified), Some(Outcome::RollbackFailed)] {
+            assert!(ended(outcome), "{outcome:?}");
+        }
+        for outcome in [Outcome::Succeeded, Outcome::Resumed, Outcome::Aborted, Outcome::RolledBack] {
+            assert!(!ended(Some(outcome)), "{outcome:?}");
+        }
+    }
+}

@@ -66,7 +66,7 @@ pub(super) async fn again(directory: &Path, order: &SnapshotOrder, stored: Store
         identity::prove(expected, &stored.manifest.identity)?;
     }
     verify(directory, &stored.manifest).await?;
-    verify_portable(directory, &stored.manifest).await?;
+    read_back(directory, &stored.manifest, portable::verify).await?;
     info!("the snapshot is there already, and its bytes are as its manifest says");
     Ok(answer(&stored.manifest, stored.sha256))
 }
@@ -91,17 +91,18 @@ pub(super) fn stored(context: &Context, directory: &Path) -> Result<Result<Store
 }
 
 pub(super) async fn verify(directory: &Path, manifest: &Manifest) -> Result<()> {
-    let (directory, manifest) = (directory.to_owned(), manifest.clone());
-    let path = directory.clone();
-    tokio::task::spawn_blocking(move || manifest::verify_files(&directory, &manifest))
-        .await
-        .map_err(|error| Error::io("reading back", &path)(error.into()))?
+    read_back(directory, manifest, manifest::verify_files).await
 }
 
-async fn verify_portable(directory: &Path, manifest: &Manifest) -> Result<()> {
+/// Reads files back on a thread of their own.
+async fn read_back(
+    directory: &Path,
+    manifest: &Manifest,
+    verify: impl FnOnce(&Path, &Manifest) -> Result<()> + Send + 'static,
+) -> Result<()> {
     let (directory, manifest) = (directory.to_owned(), manifest.clone());
     let path = directory.clone();
-    tokio::task::spawn_blocking(move || portable::verify(&directory, &manifest))
+    tokio::task::spawn_blocking(move || verify(&directory, &manifest))
         .await
         .map_err(|error| Error::io("reading back", &path)(error.into()))?
 }

@@ -23,7 +23,6 @@ use sha2::{Digest, Sha256};
 pub use self::plan::digest_plan;
 use self::{rehearsal::Rehearsed, target::Wanted};
 use super::{seen::JobSeen, version::Version};
-use crate::job::protocol::RetentionOrder;
 use crate::{
     api::{
         MemoriaRelease, MemoriaUpgradeSpec,
@@ -35,7 +34,10 @@ use crate::{
     },
     cluster::adopt::{Adopted, Claim},
     commands::Command,
-    job::manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
+    job::{
+        manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
+        protocol::RetentionOrder,
+    },
 };
 
 /// Images that the operator's configuration names.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::PodTemplateSpec,
+    api::{batch::v1::Job, core::v1::PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::{LabelSelector, Time},
 };
 use serde_json::{Value, json};
@@ -29,7 +29,10 @@ use crate::{
         adopt::{Adopted, AdoptedTarget, AdoptedWorkload, Claim, StorageFound},
         settings::ConfigFound,
     },
-    job::protocol::{DefaultsFacts, Facts, InspectFacts, JobReport, ProbeFacts, ReferenceFacts},
+    job::protocol::{
+        DefaultsFacts, Facts, InspectFacts, JobOrder, JobReport, ORDER_ENV, ProbeFacts, ReferenceFacts, ReferenceOrder,
+        RetentionOrder,
+    },
     upgrade::{
         image::digest_of,
         seen::{JobSeen, JobState, PodSeen, Trouble, Workload},
@@ -558,6 +561,30 @@ fn a_plan_only_run_makes_no_claim_and_mounts_none() {
     assert_eq!(claim, None);
     let volumes = jobs[0].spec.clone().unwrap().template.spec.unwrap().volumes.unwrap();
     assert!(volumes.iter().all(|volume| volume.persistent_volume_claim.is_none()));
+    assert_eq!(reference_order(&jobs[0]).retention, None);
+}
+
+fn reference_order(job: &Job) -> ReferenceOrder {
+    let containers = job.spec.clone().unwrap().template.spec.unwrap().init_containers.unwrap();
+    let mut variables = containers.into_iter().flat_map(|container| container.env.unwrap_or_default());
+    let order = variables.find(|variable| variable.name == ORDER_ENV).unwrap().value.unwrap();
+    match serde_json::from_str(&order).unwrap() {
+        JobOrder::Reference(order) => order,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn which_snapshots_stay_is_in_the_order_of_the_job_that_measures_free_space() {
+    let mut case = case();
+    case.spec(json!({"snapshot": {"retention": {"keepLast": 7}}}));
+    case.known = vec!["memoria-0".into()];
+    case.inspected(|_| {});
+    case.probed();
+    let Answer::Checking { jobs, .. } = case.ask() else { panic!() };
+    let uid = case.release.metadata.uid.clone().unwrap();
+    let expected = RetentionOrder { release_uid: uid, keep_last: 7, needed: vec!["memoria-0".into()] };
+    assert_eq!(reference_order(&jobs[0]).retention, Some(expected));
 }
 
 #[test]
