@@ -27,6 +27,11 @@ pub fn cluster_state() -> Result<PathBuf> {
     variable("MEMORIA_TEST_CLUSTER_STATE")
 }
 
+/// KEDA: the program `keda-operator` and its kinds in `crds`.
+pub fn keda() -> Result<PathBuf> {
+    variable("MEMORIA_TEST_KEDA")
+}
+
 /// Image name and tag → digest.
 pub fn digests() -> Result<BTreeMap<String, String>> {
     let file = variable("MEMORIA_TEST_IMAGES")?;

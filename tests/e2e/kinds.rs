@@ -1,6 +1,6 @@
 //! Workers of every kind: a Deployment that is scaled by a HorizontalPodAutoscaler, a StatefulSet, a CronJob with a Job
-//! that is under way, and a Job. Those of an SQLite installation mount the file's volume, as they must.
-//! KEDA's ScaledObject is tested against the API server only: without KEDA nobody would scale what it names.
+//! that is under way, a Job, and a ScaledObject, whose Deployment KEDA scales. Those of an SQLite installation mount the
+//! file's volume, as they must.
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
@@ -8,7 +8,10 @@ use k8s_openapi::api::{
     autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
 };
-use kube::{ResourceExt as _, api::PostParams};
+use kube::{
+    ResourceExt as _,
+    api::{DynamicObject, PostParams},
+};
 use memoria_operator::api::{
     marks,
     release::{WorkerKind, WorkerRef},
@@ -20,6 +23,7 @@ use crate::{
     Outcome,
     checkers::Captured,
     good::is_upgraded,
+    keda::{Keda, scaled_objects},
     site::{Options, SOON, Site, TO, UPGRADED, ready, standing, with_site},
     sqlite::SQLITE,
 };
@@ -27,8 +31,10 @@ use crate::{
 /// How long the Job that is under way still takes once the upgrade begins.
 const UNDER_WAY_SECONDS: u32 = 150;
 
-/// The replicas that the autoscaler sees to: more than the Deployment asks for itself.
+/// The replicas that the autoscalers see to: more than the Deployments ask for themselves.
 const AUTOSCALED: i32 = 2;
+
+const SCALED_OBJECT: &str = "queue";
 
 #[tokio::test]
 async fn workers_of_every_kind_stop_for_an_upgrade_and_come_back_as_they_were() -> Outcome {
@@ -41,9 +47,17 @@ async fn workers_of_every_kind_beside_an_sqlite_file_stop_and_come_back_as_they_
 }
 
 async fn stop_and_come_back(site: &Site) -> Outcome {
+    let keda = Keda::start(site).await?;
+    let result = upgrade(site).await.with_context(|| format!("KEDA said last:\n{}", keda.said()));
+    keda.stop(site, SCALED_OBJECT).await?;
+    result
+}
+
+async fn upgrade(site: &Site) -> Outcome {
     install(site).await?;
     let mut release = site.new_release()?;
     for (kind, name) in [
+        (WorkerKind::ScaledObject, SCALED_OBJECT),
         (WorkerKind::Deployment, "steady"),
         (WorkerKind::StatefulSet, "ingest"),
         (WorkerKind::CronJob, "nightly"),
@@ -85,11 +99,21 @@ async fn template(site: &Site, restart: &str, seconds: u32) -> Result<Value> {
 }
 
 async fn install(site: &Site) -> Outcome {
-    let mut pods = template(site, "Always", 86_400).await?;
-    pods["metadata"]["labels"] = json!({"app": "steady"});
-    let steady: Deployment = serde_json::from_value(json!({"metadata": {"name": "steady"}, "spec": {
-        "replicas": 1, "selector": {"matchLabels": {"app": "steady"}}, "template": pods}}))?;
-    site.api().create(&PostParams::default(), &steady).await?;
+    for name in ["steady", "scaled"] {
+        let mut pods = template(site, "Always", 86_400).await?;
+        pods["metadata"]["labels"] = json!({"app": name});
+        let deployment: Deployment = serde_json::from_value(json!({"metadata": {"name": name}, "spec": {
+            "replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": pods}}))?;
+        site.api().create(&PostParams::default(), &deployment).await?;
+    }
+    let scaled_object: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": SCALED_OBJECT}, "spec": {
+            "scaleTargetRef": {"name": "scaled"}, "pollingInterval": 5,
+            "minReplicaCount": AUTOSCALED, "maxReplicaCount": 4,
+            // Of all day: it needs nothing beside it to ask.
+            "triggers": [{"type": "cron", "metadata": {
+                "timezone": "UTC", "start": "0 0 * * *", "end": "59 23 * * *", "desiredReplicas": "2"}}]}}))?;
+    scaled_objects(site).create(&PostParams::default(), &scaled_object).await?;
     let autoscaler: HorizontalPodAutoscaler = serde_json::from_value(json!({"metadata": {"name": "steady"}, "spec": {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "steady"},
         "minReplicas": AUTOSCALED, "maxReplicas": 4}}))?;
@@ -124,10 +148,13 @@ async fn run_nightly(site: &Site) -> Result<String> {
 /// Everything that was installed has its pods.
 async fn all_run(site: &Site) -> Outcome {
     for _ in 0..SOON.as_secs() {
-        let steady = site.deployment("steady").await?;
+        let mut deployments = Vec::new();
+        for name in ["steady", "scaled"] {
+            deployments.push(site.deployment(name).await?.status.and_then(|status| status.ready_replicas));
+        }
         let set: StatefulSet = site.api().get("ingest").await?;
         let job: Job = site.api().get("backfill").await?;
-        let ready = steady.status.and_then(|status| status.ready_replicas) == Some(AUTOSCALED)
+        let ready = deployments.iter().all(|ready| *ready == Some(AUTOSCALED))
             && set.status.and_then(|status| status.ready_replicas) == Some(2);
         if ready && job.status.and_then(|status| status.ready) == Some(1) {
             return Ok(());
@@ -138,8 +165,13 @@ async fn all_run(site: &Site) -> Outcome {
 }
 
 async fn all_are_stopped(site: &Site, under_way: &str) -> Outcome {
-    let steady = site.deployment("steady").await?;
-    ensure!(steady.spec.and_then(|spec| spec.replicas) == Some(0), "the Deployment is not at zero");
+    for name in ["steady", "scaled"] {
+        let spec = site.deployment(name).await?.spec;
+        ensure!(spec.and_then(|spec| spec.replicas) == Some(0), "the Deployment {name} is not at zero");
+    }
+    let scaled_object = scaled_objects(site).get(SCALED_OBJECT).await?;
+    ensure!(scaled_object.annotations().get(marks::KEDA_PAUSED_REPLICAS).is_some_and(|paused| paused == "0"));
+    ensure!(keda_says(&scaled_object, "Paused") == Some("True"), "KEDA does not say that it pauses: {scaled_object:?}");
     let set: StatefulSet = site.api().get("ingest").await?;
     ensure!(set.spec.and_then(|spec| spec.replicas) == Some(0), "the StatefulSet is not at zero");
     let cron: CronJob = site.api().get("nightly").await?;
@@ -157,7 +189,7 @@ async fn all_are_stopped(site: &Site, under_way: &str) -> Outcome {
 
 /// The run's own pod stays listed after its end.
 fn is_one_of_ours(pod: &str, under_way: &str) -> bool {
-    ["steady-", "ingest-", "backfill-", "nightly-"].iter().any(|start| pod.starts_with(start))
+    ["steady-", "scaled-", "ingest-", "backfill-", "nightly-"].iter().any(|start| pod.starts_with(start))
         && !pod.starts_with(under_way)
 }
 
@@ -165,11 +197,28 @@ async fn no_mark_is_left(site: &Site) -> Outcome {
     let (set, cron, job): (StatefulSet, CronJob, Job) =
         (site.api().get("ingest").await?, site.api().get("nightly").await?, site.api().get("backfill").await?);
     let steady = site.deployment("steady").await?;
-    for annotations in [steady.annotations(), set.annotations(), cron.annotations(), job.annotations()] {
-        for mark in [marks::ATTEMPT_ANNOTATION, marks::PRIOR_REPLICAS_ANNOTATION, marks::PRIOR_SUSPEND_ANNOTATION] {
+    let scaled_object = scaled_objects(site).get(SCALED_OBJECT).await?;
+    ensure!(!scaled_object.annotations().contains_key(marks::KEDA_PAUSED_REPLICAS), "KEDA is left paused");
+    ensure!(keda_says(&scaled_object, "Paused") != Some("True"), "KEDA says that it pauses: {scaled_object:?}");
+    ensure!(keda_says(&scaled_object, "Ready") == Some("True"), "KEDA does not scale: {scaled_object:?}");
+    for annotations in
+        [scaled_object.annotations(), steady.annotations(), set.annotations(), cron.annotations(), job.annotations()]
+    {
+        for mark in [
+            marks::ATTEMPT_ANNOTATION,
+            marks::PRIOR_REPLICAS_ANNOTATION,
+            marks::PRIOR_SUSPEND_ANNOTATION,
+            marks::PRIOR_PAUSED_REPLICAS_ANNOTATION,
+        ] {
             ensure!(!annotations.contains_key(mark), "{mark} is left");
         }
         ensure!(annotations.contains_key(marks::OWNER_ANNOTATION), "the owner is not marked");
     }
     Ok(())
+}
+
+/// The status of one of KEDA's conditions of a ScaledObject.
+fn keda_says<'a>(scaled_object: &'a DynamicObject, type_: &str) -> Option<&'a str> {
+    let conditions = scaled_object.data["status"]["conditions"].as_array()?;
+    conditions.iter().find(|condition| condition["type"] == type_)?["status"].as_str()
 }

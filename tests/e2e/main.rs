@@ -13,6 +13,7 @@ mod environment;
 mod failures;
 mod good;
 mod holds;
+mod keda;
 mod killed;
 mod kills;
 mod kinds;

@@ -41,7 +41,7 @@ pub fn ensure() -> Result<PathBuf> {
     }
     let _lock = lock::take("kubernetes")?;
     if !built() {
-        build(&sources, &bin).context("cannot build the Kubernetes programs")?;
+        fill_whole(&bin, |partial| build(&sources, partial)).context("cannot build the Kubernetes programs")?;
     }
     Ok(bin)
 }
@@ -61,7 +61,8 @@ fn key(sources: &Path) -> Result<String> {
     Ok(super::hex(&hash.finalize())[..16].to_owned())
 }
 
-fn go(sources: &Path) -> Result<Command> {
+/// Go's command in the directory of a module.
+pub(super) fn go(sources: &Path) -> Result<Command> {
     let go = command::find("go").context(
         "Go is not installed, and the test cluster is built from source: install Go 1.26 or later from \
          https://go.dev/dl/, or run against a cluster of yours with --use-current-context",
@@ -89,15 +90,23 @@ fn kubernetes_version(modules: &str) -> Option<(&str, &str, &str)> {
     Some((parts.next()?, parts.next()?, parts.next()?))
 }
 
-fn build(sources: &Path, bin: &Path) -> Result<()> {
-    let partial = bin.with_extension("partial");
+/// Fills a directory, which has its final name only when it is complete.
+pub(super) fn fill_whole(directory: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let partial = directory.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
+    fill(&partial)?;
+    fs::rename(&partial, directory)?;
+    Ok(())
+}
+
+fn build(sources: &Path, partial: &Path) -> Result<()> {
     println!("building Kubernetes, etcd, CoreDNS and Helm from source; about eight minutes the first time");
     compile(
         go(sources)?
             .args(["build", "-v", "-trimpath", "-ldflags", &link_flags(sources)?, "-o"])
             .args([partial.join("cluster").as_os_str(), ".".as_ref()]),
+        PACKAGES,
     )?;
     command::run(
         go(sources)?.args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]).arg(partial.join("pause")).arg("./pause"),
@@ -105,13 +114,12 @@ fn build(sources: &Path, bin: &Path) -> Result<()> {
     for name in PROGRAMS {
         symlink("cluster", partial.join(name))?;
     }
-    // Under its final name only when complete.
-    fs::rename(&partial, bin)?;
     Ok(())
 }
 
-/// Runs `go build -v`, which prints a line per package, and says every 15 seconds how far it is.
-fn compile(build: &mut Command) -> Result<()> {
+/// Runs `go build -v`, which prints a line per package, and says every 15 seconds how far it is. `packages` is how many a
+/// build from nothing compiles.
+pub(super) fn compile(build: &mut Command, packages: usize) -> Result<()> {
     let begin = Instant::now();
     let mut child = build.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let messages = BufReader::new(child.stderr.take().context("the build's messages are piped")?);
@@ -137,11 +145,11 @@ fn compile(build: &mut Command) -> Result<()> {
             }
             if told.elapsed() >= Duration::from_secs(15) {
                 told = Instant::now();
-                let (packages, modules) = (compiled.load(Ordering::Relaxed), downloaded.load(Ordering::Relaxed));
-                let doing = match (packages, modules) {
+                let (done, modules) = (compiled.load(Ordering::Relaxed), downloaded.load(Ordering::Relaxed));
+                let doing = match (done, modules) {
                     (0, 0) => "reading what the build cache already has".to_owned(),
                     (0, _) => format!("{modules} modules downloaded"),
-                    _ => format!("{packages} of at most {PACKAGES} packages compiled"),
+                    _ => format!("{done} of at most {packages} packages compiled"),
                 };
                 println!("  {:>3} s: {doing}", begin.elapsed().as_secs());
             }

@@ -7,6 +7,7 @@ mod cgroup;
 pub mod command;
 mod control_plane;
 mod dns;
+mod keda;
 mod layout;
 mod lifecycle;
 mod lock;
@@ -32,6 +33,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 #[allow(unused_imports, reason = "part of what other chores use")]
+pub use keda::ensure as ensure_keda;
 pub use layout::REGISTRY;
 pub use packages::{ensure_programs, install as install_packages};
 pub use target::Target;

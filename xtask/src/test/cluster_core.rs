@@ -28,6 +28,8 @@ const APART: [&str; 5] =
 const ALONE: &str = "--test-threads=1";
 /// Modules that kill or stop it.
 const LONELY: [&str; 3] = ["killed", "kills", "rescue"];
+/// Module whose workers KEDA scales, too.
+const KEDA: &str = "kinds";
 /// Kills at random instants with `--all`; whoever sets the variable decides otherwise.
 const KILLS: (&str, &str) = ("MEMORIA_TEST_KILLS", "100");
 /// One upgrade of each database, killed in every phase; the others take longer than CI has time for.
@@ -58,8 +60,10 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
         let mut arguments = only.to_vec();
         let alone = only.iter().any(|filter| LONELY.iter().any(|module| filter.starts_with(module)));
         arguments.push(if alone { ALONE } else { AT_ONCE }.to_owned());
+        let scaled = only.iter().any(|filter| filter.starts_with(KEDA));
         parts.push(Part { name: "the operator, by its chart", run: Box::new(install) });
-        parts.push(Part { name: "chosen upgrades", run: Box::new(move || e2e(&arguments, &[])) });
+        let chosen = move || e2e(&arguments, &if scaled { with_keda()? } else { Vec::new() });
+        parts.push(Part { name: "chosen upgrades", run: Box::new(chosen) });
         return parts;
     }
     parts.extend([
@@ -68,7 +72,8 @@ pub fn parts(all: bool, only: &[String]) -> Vec<Part> {
         Part { name: "upgrades", run: Box::new(upgrades) },
     ]);
     if all {
-        parts.push(Part { name: "more upgrades", run: Box::new(|| e2e(&[&LONG[..], &[AT_ONCE]].concat(), &[])) });
+        let more = || e2e(&[&LONG[..], &[AT_ONCE]].concat(), &with_keda()?);
+        parts.push(Part { name: "more upgrades", run: Box::new(more) });
     }
     // All that the upgrades left behind is settled now.
     parts.push(Part { name: "silence of a settled operator", run: Box::new(|| e2e(&["silence::"], &[])) });
@@ -101,6 +106,11 @@ fn upgrades() -> Result<Done> {
     arguments.extend(APART);
     arguments.extend(long.iter().map(String::as_str));
     e2e(&arguments, &[])
+}
+
+/// Where KEDA is, which is built first.
+fn with_keda() -> Result<Vec<(&'static str, OsString)>> {
+    Ok(vec![("MEMORIA_TEST_KEDA", cluster::ensure_keda()?.into())])
 }
 
 fn killed_at_random() -> Result<Done> {
