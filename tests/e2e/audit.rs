@@ -1,6 +1,7 @@
 //! The API server's audit log: what the operator's ServiceAccount wrote, and when.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{BufRead, BufReader, Seek, SeekFrom},
     os::unix::fs::MetadataExt,
@@ -65,28 +66,84 @@ impl Write {
 
 /// A place in the log.
 pub struct Mark {
-    path: PathBuf,
+    directory: PathBuf,
     inode: u64,
     offset: u64,
 }
 
+/// What is being written; a full one is put aside as `audit-<time>.log`.
+const CURRENT: &str = "audit.log";
+
 impl Mark {
     /// The log's end.
     pub fn now() -> Result<Self> {
-        let path = environment::cluster_state()?.join("audit.log");
+        let directory = environment::cluster_state()?;
+        let path = directory.join(CURRENT);
         let metadata = std::fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self { path, inode: metadata.ino(), offset: metadata.len() })
+        Ok(Self { directory, inode: metadata.ino(), offset: metadata.len() })
     }
 
     /// All writes since then.
     pub fn since(&self) -> Result<Vec<Write>> {
-        let mut file = File::open(&self.path)?;
-        ensure!(file.metadata()?.ino() == self.inode, "the audit log was put aside meanwhile; run the test again");
-        file.seek(SeekFrom::Start(self.offset))?;
         let mut writes = Vec::new();
-        for line in BufReader::new(file).lines() {
-            writes.push(serde_json::from_str(&line?).context("a line of the audit log")?);
+        for file in self.files()? {
+            for line in BufReader::new(file).lines() {
+                writes.push(serde_json::from_str(&line?).context("a line of the audit log")?);
+            }
         }
         Ok(writes)
     }
+
+    /// The file that was current then, behind what it held, and all that were begun later.
+    fn files(&self) -> Result<Vec<File>> {
+        // Opened before the others are looked for: where it is put aside in between, it is met twice and not never.
+        let current = File::open(self.directory.join(CURRENT))?;
+        let names: Result<Vec<_>, _> =
+            self.directory.read_dir()?.map(|entry| entry.map(|entry| entry.file_name())).collect();
+        let is_old =
+            |name: &OsString| name.to_str().is_some_and(|name| name.starts_with("audit-") && name.ends_with(".log"));
+        let mut old: Vec<_> = names?.into_iter().filter(is_old).collect();
+        // By the time when they were put aside.
+        old.sort();
+        let mut files = Vec::new();
+        for name in old {
+            let file =
+                File::open(self.directory.join(&name)).with_context(|| format!("cannot open {}", name.display()))?;
+            if file.metadata()?.ino() != current.metadata()?.ino() {
+                files.push(file);
+            }
+        }
+        files.push(current);
+        let mut since = Vec::new();
+        for mut file in files {
+            if file.metadata()?.ino() == self.inode {
+                file.seek(SeekFrom::Start(self.offset))?;
+            } else if since.is_empty() {
+                continue;
+            }
+            since.push(file);
+        }
+        ensure!(!since.is_empty(), "what the audit log said at the beginning is gone; run the test again");
+        Ok(since)
+    }
+}
+
+#[test]
+fn a_log_that_was_put_aside_meanwhile_is_read_on() -> crate::Outcome {
+    let directory = tempfile::tempdir()?;
+    let (current, at) = (directory.path().join(CURRENT), |name: &str| directory.path().join(name));
+    let line = |name: &str| format!("{{\"verb\":\"{name}\",\"user\":{{\"username\":\"u\"}}}}\n");
+    std::fs::write(at("audit-2026-01-01.log"), line("older"))?;
+    std::fs::write(&current, line("before"))?;
+    let metadata = std::fs::metadata(&current)?;
+    let mark = Mark { directory: directory.path().to_owned(), inode: metadata.ino(), offset: metadata.len() };
+    std::fs::write(&current, line("before") + &line("first"))?;
+    let verbs = || mark.since().map(|writes| writes.into_iter().map(|write| write.verb).collect::<Vec<_>>());
+    ensure!(verbs()? == ["first"]);
+    std::fs::rename(&current, at("audit-2026-01-02.log"))?;
+    std::fs::write(&current, line("second"))?;
+    ensure!(verbs()? == ["first", "second"]);
+    std::fs::remove_file(at("audit-2026-01-02.log"))?;
+    ensure!(verbs().is_err());
+    Ok(())
 }
