@@ -152,7 +152,7 @@ const EXPLAINED: usize = 3;
 /// pods is not.
 async fn explain_hanging(client: &Client, ns: &str, workload: &mut Workload) {
     let now = Timestamp::now();
-    let overdue = |pod: &&mut PodSeen| pod.terminating.as_ref().is_some_and(|ending| ending.due <= now);
+    let overdue = |pod: &&mut PodSeen| pod.terminating.as_ref().is_some_and(|ending| ending.hangs_at() <= now);
     for pod in workload.pods.iter_mut().filter(overdue).take(EXPLAINED) {
         let reasons = ["NodeNotReady", "FailedKillPod", "ExceededGracePeriod"];
         if let Some(told) = warning(client, ns, &pod.uid, &reasons).await {

@@ -198,8 +198,11 @@ fn a_pod_that_hangs_is_named_with_its_node_and_the_command_and_never_forced() {
         world.decide()
     };
     let decision = stuck(&mut world);
-    assert_eq!(decision.wake, Some(due), "it must be noticed although nothing changes");
+    let hangs = due.checked_add(jiff::SignedDuration::from_secs(10)).unwrap();
+    assert_eq!(decision.wake, Some(hangs), "it must be noticed although nothing changes");
     world.now = due;
+    assert!(!stuck(&mut world).journal.message.unwrap().contains("--force"), "a node needs a moment to say so");
+    world.now = hangs;
     let message = stuck(&mut world).journal.message.unwrap();
     for part in [
         "pod ingest-0 of deployment/ingest on node node-b hangs",

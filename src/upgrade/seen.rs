@@ -33,7 +33,7 @@ impl Observed {
     /// When the next terminating pod is overdue, although nothing else changes.
     pub fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         let pods = self.targets.values().chain(self.workers.values()).flat_map(|workload| &workload.pods);
-        pods.filter_map(|pod| pod.terminating.as_ref()).map(|ending| ending.due).filter(|due| *due > now).min()
+        pods.filter_map(|pod| pod.terminating.as_ref()).map(Terminating::hangs_at).filter(|at| *at > now).min()
     }
 }
 
@@ -215,6 +215,16 @@ pub struct Terminating {
     pub since: Timestamp,
     /// When its node must have ended it.
     pub due: Timestamp,
+}
+
+/// How long a node may take to say that a pod has ended.
+const CONFIRMED_WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
+
+impl Terminating {
+    /// When it hangs, and a person has to look.
+    pub fn hangs_at(&self) -> Timestamp {
+        self.due.saturating_add(CONFIRMED_WITHIN).unwrap_or(self.due)
+    }
 }
 
 /// Why a pod does not run, in Kubernetes' own words.

@@ -130,7 +130,7 @@ impl Member<'_> {
     /// A pod that outlived its grace period: its node has not confirmed its end. Never forced: a container on a node that
     /// does not answer may still run and write.
     fn hanging(&self, pod: &PodSeen) -> Option<String> {
-        let Terminating { since, due } = pod.terminating.as_ref().filter(|ending| ending.due <= self.now)?;
+        let Terminating { since, due } = pod.terminating.as_ref().filter(|ending| ending.hangs_at() <= self.now)?;
         let node = pod.node.as_deref()?;
         let look = Command::ShowNode { node };
         let end = Command::ForceDeletePod { pod: &pod.name }.in_namespace(self.namespace);
