@@ -240,7 +240,7 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             say(*json, &manifest, |manifest| shown(manifest));
             Ok(true)
         }
-        SnapshotCommand::LateWrites(command) => late::carry_out(command).await.map(|()| true),
+        SnapshotCommand::LateWrites(command) => late::carry_out(command).await,
         SnapshotCommand::Prune { storage, keep, dry_run, json } => {
             let (keep, dry) = (*keep as usize, *dry_run);
             let pruned = on_a_thread(storage, move |storage| shelf::prune(&storage, keep, dry)).await?;

@@ -3,10 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use memoria_operator::snapshot::late::set_aside::{self, Change, Late};
+use memoria_operator::snapshot::{
+    late::{
+        self, Reapply,
+        reapplied::{Report, Table},
+        set_aside::{self, Change, Late},
+    },
+    sqlite::{blocking, reapply},
+};
 use serde_json::json;
 
-use super::{EXIT_CODES, Failure, on_a_thread, say};
+use super::{APPLICATION, Database, EXIT_CODES, Failure, Target, on_a_thread, say};
+
+const REAPPLY_EXIT_CODES: &str =
+    "Exit codes: 0 every row is in the database, 1 some stay aside or it failed, 2 wrong usage.";
 
 #[derive(Subcommand)]
 pub enum LateWrites {
@@ -36,14 +46,35 @@ pub enum LateWrites {
         #[arg(long)]
         json: bool,
     },
+    /// Put them back into the restored database, as far as that is provable
+    ///
+    /// In one transaction, and each table's rows all or none: they stay aside where the table has other columns or no primary
+    /// key, where a key is taken, where a changed row is not what it was before the change, or where a constraint would break.
+    /// Every table's digest must be the one that was predicted. Stop Memoria first. May be repeated: rows that are in already
+    /// are left alone.
+    #[command(after_help = REAPPLY_EXIT_CODES)]
+    Reapply {
+        /// As for `list`
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        #[command(flatten)]
+        database: Database,
+        /// Try it, say what would come of it, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-pub async fn carry_out(command: &LateWrites) -> Result<(), Failure> {
+/// True where all that was asked for was done.
+pub async fn carry_out(command: &LateWrites) -> Result<bool, Failure> {
     match command {
         LateWrites::List { directory, json } => {
             let late = on_a_thread(directory, |directory| set_aside::open(&directory)).await?;
             say(*json, &late, in_words);
-            Ok(())
+            Ok(true)
         }
         LateWrites::Show { directory, tables, rows, json } => {
             let late = on_a_thread(directory, |directory| set_aside::open(&directory)).await?;
@@ -57,9 +88,53 @@ pub async fn carry_out(command: &LateWrites) -> Result<(), Failure> {
                     })
                 })
             };
-            on_a_thread(directory, printing).await
+            on_a_thread(directory, printing).await.map(|()| true)
+        }
+        LateWrites::Reapply { directory, database, dry_run, json } => {
+            let target = Target::of(database)?;
+            let late = on_a_thread(directory, |directory| set_aside::open(&directory)).await?;
+            let (directory, dry_run) = (directory.clone(), *dry_run);
+            let report = match &target {
+                Target::Postgres(url) => {
+                    let (directory, late) = (&directory, &late);
+                    late::reapply(&Reapply { url, application: APPLICATION, directory, late, dry_run }).await
+                }
+                Target::Sqlite(path) => {
+                    let path = path.clone();
+                    blocking(move || {
+                        reapply::reapply(&reapply::Request {
+                            database: &path,
+                            directory: &directory,
+                            late: &late,
+                            dry_run,
+                        })
+                    })
+                    .await
+                }
+            };
+            let report = report.map_err(|error| target.failure(&error))?;
+            say(*json, &report, reapplied);
+            Ok(report.complete())
         }
     }
+}
+
+fn reapplied(report: &Report) -> String {
+    let (did, stays) = if report.dry_run { ("would go in", "would stay") } else { ("in", "stays") };
+    let line = |table: &Table| match &table.aside {
+        None => format!(
+            "{did:<11} {}: {} inserted, {} updated, {} deleted; {} were in already",
+            table.table, table.inserted, table.updated, table.deleted, table.already
+        ),
+        Some(aside) => {
+            let conflicts = aside.conflicts.iter().map(|conflict| {
+                format!("\n              {:<8} {}: {}", conflict.change, conflict.key, conflict.why.words())
+            });
+            format!("{stays:<11} {}: {}{}", table.table, aside.why, conflicts.collect::<String>())
+        }
+    };
+    let lines: Vec<_> = report.tables.iter().map(line).collect();
+    if lines.is_empty() { "nothing was set aside".to_owned() } else { lines.join("\n") }
 }
 
 /// Tables and their files.
@@ -94,7 +169,7 @@ fn shown(table: &str, (line, change): (&str, &Change), rows: bool, json: bool) -
             format!("{table} {line}")
         };
     }
-    let Change { change, times, key, row_hash } = change;
+    let Change { change, times, key, row_hash, before: _ } = change;
     if json {
         return json!({"table": table, "change": change, "times": times.unwrap_or(1), "key": key, "rowHash": row_hash})
             .to_string();

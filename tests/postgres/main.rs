@@ -16,6 +16,7 @@ mod late;
 mod lost;
 mod pooler;
 mod portable;
+mod reapply;
 mod reference;
 mod rehearsal;
 mod restore;

@@ -10,11 +10,16 @@ use memoria_operator::{
     api::upgrade::Category,
     job::protocol::{BaselineOrder, Facts, JobInput, JobOrder, RestoreFacts, RestoreOrder},
     snapshot::{
-        late::set_aside::{self, Change},
+        late::{
+            reapplied::{Report, Why},
+            set_aside::{self, Change},
+        },
         manifest::Manifest,
-        sqlite::{content, hold::Hold, markers::Lock, open_copy},
+        portable::sqlite::row_hash,
+        sqlite::{content, digest, hold::Hold, markers::Lock, open_copy, open_live, reapply, schema},
     },
 };
+use rusqlite::types::ValueRef;
 
 use crate::{
     dice::Dice,
@@ -192,12 +197,18 @@ async fn rows_written_since_the_baseline_are_counted_while_the_server_runs() {
             set_aside::visit(&directory, &kept.files[table], seen).unwrap();
             lines
         };
-        assert_eq!(lines("agents"), [r#"{"change":"deleted","key":{"agent_id":"a2"}}"#]);
+        let [deleted] = &lines("agents")[..] else { panic!("not one line") };
+        let hash = deleted.strip_prefix(r#"{"change":"deleted","key":{"agent_id":"a2"},"before":""#).unwrap();
+        assert_eq!(hash.len(), 64 + 2);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let [a, c, upper] = ["a", "c", "A"].map(|text| hex(&row_hash([ValueRef::Text(text.as_bytes())].into_iter())));
         assert_eq!(
             lines("plain"),
             [
-                r#"{"change":"inserted","key":{"rowid":3},"row":{"v":"c"}}"#,
-                r#"{"change":"updated","key":{"rowid":1},"row":{"v":"A"}}"#
+                format!(r#"{{"change":"inserted","key":{{"rowid":3}},"rowHash":"{c}","row":{{"v":"c"}}}}"#),
+                format!(
+                    r#"{{"change":"updated","key":{{"rowid":1}},"before":"{a}","rowHash":"{upper}","row":{{"v":"A"}}}}"#
+                )
             ]
         );
         let file = directory.join(&kept.files["plain"]);
@@ -212,6 +223,115 @@ async fn rows_written_since_the_baseline_are_counted_while_the_server_runs() {
         answer.is(true, "Done", None);
         assert_eq!(failed.digest(), failed.manifest(DIRECTORY).data_digest);
     }
+}
+
+/// Tables that the upgrade leaves as they are.
+const TABLES: &str = r#"
+    CREATE TABLE people (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+    CREATE TABLE notes (a TEXT COLLATE NOCASE, b, author INT REFERENCES people, v JSON, at DATETIME, twice AS (b * 2) STORED, PRIMARY KEY (a, b));
+    CREATE TABLE loose (t TEXT);
+    CREATE TABLE journal (what TEXT);
+    CREATE TRIGGER noted AFTER INSERT ON people BEGIN INSERT INTO journal VALUES (NEW.name); END;
+    INSERT INTO people (name) VALUES ('p1'), ('p2'), ('p3');
+    INSERT INTO notes (a, b, author, v) VALUES ('n', 1, 1, '1'), ('n', 2, 2, '{"k": 1.10}'), ('n', 3, 3, NULL);"#;
+const CLIENTS: &str = r#"
+    INSERT INTO people (name) VALUES ('late'), ('later'); UPDATE people SET name = 'renamed' WHERE id = 3;
+    DELETE FROM notes WHERE b = 2; DELETE FROM people WHERE id = 2; UPDATE notes SET author = 4, v = 'null' WHERE b = 1;
+    INSERT INTO notes (a, b, author, v, at) VALUES ('n', 9e999, 4, x'00ff', '2025-01-01 12:00:00.250000'), ('n', '1', 5, '[1,  NaN]', 7), ('m', 1.0, NULL, 1e-300, x'');
+    INSERT INTO loose VALUES ('x');"#;
+
+/// A failed upgrade with rows that were written late, taken back.
+async fn restored() -> Failed {
+    let failed = Failed::new("wal", TABLES).await;
+    let baseline = JobOrder::Baseline(BaselineOrder {
+        database: failed.site.task("prod-1"),
+        directory: BASELINE.to_owned(),
+        limit_seconds: 30,
+    });
+    let answer = failed.site.run(&baseline).await;
+    let Some(Facts::Baseline(kept)) = answer.report.facts else { panic!("no facts") };
+    failed.site.execute(CLIENTS);
+    let accepted = |input: &mut JobInput| {
+        (input.late_writes_possible, input.accept_data_loss) = (true, true);
+        input.baseline_sha256 = Some(kept.sha256);
+    };
+    failed.spawn(&failed.site.other_pod(), accepted).end().await.is(true, "Done", None);
+    failed
+}
+
+impl Failed {
+    fn reapply(&self, dry_run: bool) -> Report {
+        let directory = self.site.storage.join(FAILED);
+        let (database, late) = (self.site.database(), set_aside::open(&directory).unwrap());
+        let request = reapply::Request { database: &database, directory: &directory, late: &late, dry_run };
+        reapply::reapply(&request).unwrap()
+    }
+
+    /// The digest of a table, in a file of this name.
+    fn table(&self, file: &std::path::Path, name: &str) -> memoria_operator::snapshot::digest::TableDigest {
+        let connection = open_live(file).unwrap();
+        let schema = schema::read(&connection, file).unwrap();
+        digest::table(&connection, file, name, &schema.tables[name]).unwrap()
+    }
+}
+
+/// Inserted, updated, deleted and already there, or why none of it was done.
+fn fate(report: &Report, name: &str) -> Result<[i64; 4], String> {
+    let table = report.tables.iter().find(|table| table.table == name).unwrap();
+    match &table.aside {
+        None => Ok([table.inserted, table.updated, table.deleted, table.already]),
+        Some(aside) => Err(aside.why.clone()),
+    }
+}
+
+#[tokio::test]
+async fn late_writes_go_back_exactly_and_a_second_time_changes_nothing() {
+    let failed = restored().await;
+    let before = failed.digest();
+    let tried = failed.reapply(true);
+    assert_eq!(failed.digest(), before, "a dry run changed something");
+    let report = failed.reapply(false);
+    assert_eq!(report.tables, tried.tables);
+    assert_eq!(fate(&report, "people"), Ok([2, 1, 1, 0]));
+    assert_eq!(fate(&report, "notes"), Ok([3, 1, 1, 0]));
+    for name in ["loose", "journal"] {
+        assert!(fate(&report, name).unwrap_err().starts_with("it has no primary key"), "{report:?}");
+    }
+    let (now, then) = (failed.site.database(), failed.site.storage.join(FAILED).join("database.sqlite"));
+    for name in ["people", "notes"] {
+        assert_eq!(failed.table(&now, name), failed.table(&then, name), "{name}");
+    }
+    let mut app = Python::open(&now);
+    assert_eq!(app.run("SELECT count(*) FROM journal"), "ok [(3,)]", "a trigger fired");
+    assert_eq!(app.run("INSERT INTO people (name) VALUES ('next') RETURNING id"), "ok [(6,)]");
+    app.must("DELETE FROM people WHERE name = 'next'");
+    drop(app);
+    let again = failed.reapply(false);
+    assert_eq!([fate(&again, "people"), fate(&again, "notes")], [Ok([0, 0, 0, 4]), Ok([0, 0, 0, 5])]);
+}
+
+#[tokio::test]
+async fn late_writes_that_contradict_the_file_stay_aside_with_their_table() {
+    let failed = restored().await;
+    // A name that was inserted late, and a note of an author whom the late writes delete.
+    failed.site.execute("INSERT INTO people (name) VALUES ('later'); UPDATE notes SET v = 'private-7c1' WHERE b = 2");
+    let before = failed.digest();
+    let report = failed.reapply(false);
+    let notes = report.tables.iter().find(|table| table.table == "notes").unwrap().aside.clone().unwrap();
+    assert_eq!((notes.conflicting, notes.conflicts[0].why, &notes.conflicts[0].key["b"]), (1, Why::Changed, &2.into()));
+    assert_eq!(fate(&report, "people").unwrap_err(), "it would break a constraint of that table");
+    assert!(!serde_json::to_string(&report).unwrap().contains("private-7c1"));
+    assert_eq!(failed.digest(), before);
+}
+
+#[tokio::test]
+async fn a_late_deletion_that_leaves_a_row_without_its_parent_stays_aside() {
+    let failed = restored().await;
+    failed.site.execute("UPDATE notes SET v = 'other' WHERE b = 2");
+    let report = failed.reapply(false);
+    let why = fate(&report, "people").unwrap_err();
+    assert_eq!(why, "rows of notes would point to rows of people that are not there");
+    assert!(fate(&report, "notes").is_err() && !report.complete());
 }
 
 #[tokio::test]

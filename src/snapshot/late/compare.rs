@@ -12,13 +12,14 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::{
-    Baseline, HASH, KEY, KeptTable, Late, key_json_sql, key_sql, lines_sql,
+    Baseline, HASH, KEY, KeptTable, Late, json_columns, key_json_sql, key_sql, lines_sql,
     set_aside::{Output, file_name},
 };
 use crate::{
     job::protocol::TableLate,
     snapshot::{
         error::{Error, Result},
+        quote_ident, quote_literal,
         schema::{Relation, Schema},
     },
 };
@@ -48,7 +49,8 @@ pub async fn compare(
             rows(session, (name, table), &spool, &mut output).await?;
         }
         let _ = fs::remove_file(&spool);
-        late.add(found, output)?;
+        let columns = sides.live.map(|table| table.columns.keys().cloned().collect());
+        late.add(found, columns.unwrap_or_default(), output)?;
     }
     late.keep(directory)?;
     Ok(late)
@@ -89,7 +91,7 @@ impl Sides<'_> {
             match (&here, &there) {
                 (Some(line), _) if order == Ordering::Less => {
                     found.inserted += 1;
-                    spool.line(format!("{}i", line.key()).as_bytes())?;
+                    spool.line(format!("{}{}i", line.key(), line.hash()).as_bytes())?;
                 }
                 (_, Some(line)) if order == Ordering::Greater => {
                     found.deleted += 1;
@@ -97,7 +99,7 @@ impl Sides<'_> {
                 }
                 (Some(line), Some(before)) if line.hash() != before.hash() => {
                     found.updated += 1;
-                    spool.line(format!("{}u", line.key()).as_bytes())?;
+                    spool.line(format!("{}{}u{}", line.key(), line.hash(), before.hash()).as_bytes())?;
                 }
                 _ => {}
             }
@@ -138,7 +140,7 @@ impl Line {
         if key.is_empty() {
             format!("{{\"change\":\"deleted\",\"rowHash\":\"{}\"}}", self.hash())
         } else {
-            format!("{{\"change\":\"deleted\",\"key\":{key}}}")
+            format!("{{\"change\":\"deleted\",\"key\":{key},\"before\":\"{}\"}}", self.hash())
         }
     }
 }
@@ -200,6 +202,24 @@ impl<'a> Then<'a> {
     }
 }
 
+/// What `spool` says of a key: how its row was changed, how often, its hash, and the one it had before.
+struct Spooled {
+    updated: bool,
+    times: u64,
+    hash: String,
+    before: String,
+}
+
+impl Spooled {
+    /// Key, hash, change and the hash before, as `merge` wrote them.
+    fn read(line: &str) -> Option<(&str, Self)> {
+        let (key, rest) = line.split_at_checked(KEY)?;
+        let (hash, rest) = rest.split_at_checked(HASH)?;
+        let (change, before) = rest.split_at_checked(1)?;
+        Some((key, Self { updated: change == "u", times: 0, hash: hash.to_owned(), before: before.to_owned() }))
+    }
+}
+
 /// Writes the rows whose keys lie in `spool`: each key's first row, with how often it was inserted.
 async fn rows(
     session: &mut PgConnection,
@@ -210,36 +230,52 @@ async fn rows(
     let file = tokio::fs::File::open(spool).await.map_err(Error::io("reading", spool))?;
     let mut lines = BufReader::new(file).lines();
     let sql = format!(
-        "SELECT x.k, x.key, x.row FROM (SELECT {} AS k, {} AS key, row_to_json(whole_row.*)::text AS row
-                                        FROM ONLY {name} AS whole_row) AS x
+        "SELECT x.k, x.key, x.row, x.nulls
+         FROM (SELECT {} AS k, {} AS key, row_to_json(whole_row.*)::text AS row, {} AS nulls
+               FROM ONLY {name} AS whole_row) AS x
          WHERE x.k = ANY($1)",
         key_sql(table),
-        key_json_sql(table)
+        key_json_sql(table),
+        json_nulls_sql(table)
     );
     loop {
-        // Key hash to change and count.
-        let mut wanted: HashMap<String, (char, u64)> = HashMap::new();
+        let mut wanted: HashMap<String, Spooled> = HashMap::new();
         while wanted.len() < CHUNK
             && let Some(line) = lines.next_line().await.map_err(Error::io("reading", spool))?
         {
-            let (key, change) = line.split_at_checked(KEY).unwrap_or((&line, ""));
-            wanted.entry(key.to_owned()).or_insert((change.chars().next().unwrap_or('i'), 0)).1 += 1;
+            let spooled = Spooled::read(&line);
+            let (key, spooled) =
+                spooled.ok_or_else(|| Error::Order { what: format!("a key of {name} was cut short on its way") })?;
+            wanted.entry(key.to_owned()).or_insert(spooled).times += 1;
         }
         if wanted.is_empty() {
             return Ok(());
         }
         let keys: Vec<String> = wanted.keys().cloned().collect();
         let doing = || Error::query(format!("reading the rows of {name} that were written late"));
-        let mut found =
-            sqlx::query_as::<_, (String, String, String)>(AssertSqlSafe(sql.clone())).bind(keys).fetch(&mut *session);
-        while let Some((hash, key, row)) = found.try_next().await.map_err(doing())? {
-            let Some((change, times)) = wanted.remove(&hash) else { continue };
-            let change = if change == 'u' { "updated" } else { "inserted" };
+        let mut found = sqlx::query_as::<_, (String, String, String, String)>(AssertSqlSafe(sql.clone()))
+            .bind(keys)
+            .fetch(&mut *session);
+        while let Some((hash, key, row, nulls)) = found.try_next().await.map_err(doing())? {
+            let Some(Spooled { updated, times, hash, before }) = wanted.remove(&hash) else { continue };
+            let change = if updated { "updated" } else { "inserted" };
             let times = if times > 1 { format!(",\"times\":{times}") } else { String::new() };
+            let before = if updated { format!(",\"before\":\"{before}\"") } else { String::new() };
             // A line break in JSON is white space: within a text it is written as \n.
             let row = row.replace(['\n', '\r'], " ");
             let key = if key.is_empty() { key } else { format!(",\"key\":{key}") };
-            output.line(format!("{{\"change\":\"{change}\"{times}{key},\"row\":{row}}}").as_bytes())?;
+            let nulls = if nulls == "[]" { String::new() } else { format!(",\"jsonNull\":{nulls}") };
+            let line =
+                format!("{{\"change\":\"{change}\"{times}{key}{before},\"rowHash\":\"{hash}\"{nulls},\"row\":{row}}}");
+            output.line(line.as_bytes())?;
         }
     }
+}
+
+/// Which columns hold JSON's own null, which in a row's JSON looks like SQL's; a JSON array's text.
+fn json_nulls_sql(table: &Relation) -> String {
+    let named = json_columns(table)
+        .map(|column| format!("CASE WHEN {}::text = 'null' THEN {} END", quote_ident(column), quote_literal(column)));
+    let named: Vec<_> = named.collect();
+    format!("array_to_json(array_remove(ARRAY[{}]::text[], NULL))::text", named.join(", "))
 }

@@ -3,6 +3,8 @@
 
 mod compare;
 mod keep;
+pub mod reapplied;
+mod reapply;
 pub mod set_aside;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,7 @@ use crate::api::upgrade::DatabaseIdentity;
 
 pub use compare::compare;
 pub use keep::{keep, read, verify};
+pub use reapply::{Request as Reapply, reapply};
 pub use set_aside::Late;
 
 pub const BASELINE: &str = "baseline.json";
@@ -63,6 +66,12 @@ fn key_json_sql(table: &Relation) -> String {
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let parts: Vec<_> = table.primary_key.iter().map(|c| format!("{}, {}::text", literal(c), quote_ident(c))).collect();
     if parts.is_empty() { "''".to_owned() } else { format!("json_build_object({})::text", parts.join(", ")) }
+}
+
+/// Columns whose values are JSON.
+fn json_columns(table: &Relation) -> impl Iterator<Item = &String> {
+    let json = |type_: &str| matches!(type_, "json" | "jsonb");
+    table.columns.iter().filter(move |(_, column)| json(&column.data_type)).map(|(name, _)| name)
 }
 
 /// One line a row, in the order of their bytes.

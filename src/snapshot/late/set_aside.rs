@@ -34,6 +34,9 @@ pub struct Late {
     pub tables: Vec<TableLate>,
     /// The file of each.
     pub files: BTreeMap<String, String>,
+    /// Columns of each table that the hashes of its rows cover; those of older operators have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, Vec<String>>,
     /// Size and hash of each file, by its name; those of older operators have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hashes: BTreeMap<String, StoredFile>,
@@ -49,7 +52,7 @@ impl Late {
     }
 
     /// Takes up a table's file, which is removed where nothing was written late.
-    pub(in crate::snapshot) fn add(&mut self, found: TableLate, output: Output) -> Result<()> {
+    pub(in crate::snapshot) fn add(&mut self, found: TableLate, columns: Vec<String>, output: Output) -> Result<()> {
         let path = output.finish()?;
         if found.inserted + found.updated + found.deleted == 0 {
             return fs::remove_file(&path).map_err(Error::io("removing", &path));
@@ -60,6 +63,7 @@ impl Late {
         self.updated += found.updated;
         self.deleted += found.deleted;
         self.files.insert(found.table.clone(), file);
+        self.columns.insert(found.table.clone(), columns);
         self.tables.push(found);
         Ok(())
     }
@@ -117,9 +121,12 @@ pub struct Change {
     /// The primary key's values; a table without one has none.
     #[serde(default)]
     pub key: Option<serde_json::Value>,
-    /// Of a deleted row without a key.
+    /// The row's hash as it was written; of a deleted row without a key, as it was.
     #[serde(default)]
     pub row_hash: Option<String>,
+    /// Of an updated or deleted row with a key: its hash at the baseline.
+    #[serde(default)]
+    pub before: Option<String>,
 }
 
 /// Reads `late.json` of a failed state's directory, and every file that it names against its hash.

@@ -38,6 +38,32 @@ pub async fn forward(
     Ok(reached)
 }
 
+/// Where the sequences of these tables' columns would be if they were at the highest key.
+pub async fn highest(
+    session: &mut PgConnection,
+    live: &Schema,
+    scope: &[String],
+) -> Result<BTreeMap<String, SequencePosition>> {
+    let mut positions = BTreeMap::new();
+    for (name, sequence) in live.sequences.iter().filter(|(_, sequence)| sequence.increment > 0) {
+        let Some(owner) = &sequence.owned_by else { continue };
+        let owned = scope.iter().find_map(|table| {
+            let column = owner.strip_prefix(table.as_str())?.strip_prefix('.')?;
+            Some((table, column))
+        });
+        let Some((table, column)) = owned else { continue };
+        let (highest,): (Option<i64>,) =
+            sqlx::query_as(AssertSqlSafe(format!("SELECT max({column})::bigint FROM ONLY {table}")))
+                .fetch_one(&mut *session)
+                .await
+                .map_err(Error::query(format!("reading the highest key of {table}")))?;
+        if let Some(last_value) = highest {
+            positions.insert(name.clone(), SequencePosition { last_value, is_called: true });
+        }
+    }
+    Ok(positions)
+}
+
 fn further(kept: &SequencePosition, found: &SequencePosition, sequence: &Sequence) -> SequencePosition {
     // A migration may have widened the sequence beyond what the old one can hold.
     let value = found.last_value.clamp(sequence.min, sequence.max);

@@ -5,18 +5,22 @@ use std::{collections::BTreeSet, path::Path};
 use rusqlite::{Connection, types::ValueRef};
 
 use super::{
-    open_copy,
+    digest, open_copy,
     schema::{self, Table},
 };
 use crate::{
     job::protocol::TableLate,
     snapshot::{
-        Error, Result,
+        Error, Result, hex,
         late::{
             Late,
             set_aside::{Output, file_name},
         },
-        portable::{json::write_string, sqlite::Field, value::write_tagged},
+        portable::{
+            json::write_string,
+            sqlite::{Field, row_hash},
+            value::write_tagged,
+        },
         quote_ident,
     },
 };
@@ -35,7 +39,8 @@ pub fn compare((before, sha256): (&Path, &str), after: &Path, directory: &Path) 
         let mut output = Output::create(directory.join(file_name(number)))?;
         let mut writer = Writer { connection: &connection, after, name, output: &mut output };
         let found = writer.table(was.tables.get(name), is.tables.get(name))?;
-        late.add(found, output)?;
+        let columns = is.tables.get(name).map(|table| digest::columns(table).map(|(name, _)| name.clone()).collect());
+        late.add(found, columns.unwrap_or_default(), output)?;
     }
     detach(&connection, after)?;
     late.keep(directory)?;
@@ -66,24 +71,27 @@ impl Writer<'_> {
                     same_values(was, is)
                 );
                 (
-                    self.rows("inserted", is, &missing("main", "base"))?,
-                    self.rows("updated", is, &other)?,
-                    self.rows("deleted", was, &missing("base", "main"))?,
+                    self.rows("inserted", (is, None), &missing("main", "base"))?,
+                    self.rows("updated", (is, Some(was)), &other)?,
+                    self.rows("deleted", (was, None), &missing("base", "main"))?,
                 )
             }
-            (Some(was), None) => (0, 0, self.rows("deleted", was, &format!("base.{quoted} AS a"))?),
-            (None, Some(is)) => (self.rows("inserted", is, &format!("main.{quoted} AS a"))?, 0, 0),
+            (Some(was), None) => (0, 0, self.rows("deleted", (was, None), &format!("base.{quoted} AS a"))?),
+            (None, Some(is)) => (self.rows("inserted", (is, None), &format!("main.{quoted} AS a"))?, 0, 0),
             (None, None) => (0, 0, 0),
         };
         Ok(TableLate { table: self.name.to_owned(), inserted, updated, deleted })
     }
 
-    /// One line for each row of `a`; gives their number. A deleted row is known by its key alone.
-    fn rows(&mut self, change: &str, table: &Table, from: &str) -> Result<i64> {
+    /// One line for each row of `a`, a table like the first; `b` is what it was, a row of the second. Gives their number.
+    /// Of a deleted row the line has the key and the hash alone.
+    fn rows(&mut self, change: &str, (table, before): (&Table, Option<&Table>), from: &str) -> Result<i64> {
         let failed = |error| Error::sqlite("comparing with the baseline", self.after)(error);
         let fields = Field::all(table);
+        let earlier = before.map(Field::all).unwrap_or_default();
         let rowid = if table.primary_key.is_empty() { rowid(&[table]) } else { None };
-        let columns = fields.iter().map(|field| format!("a.{}", quote_ident(&field.name)));
+        let named = |alias: char| move |field: &Field| format!("{alias}.{}", quote_ident(&field.name));
+        let columns = fields.iter().map(named('a')).chain(earlier.iter().map(named('b')));
         let columns: Vec<_> = columns.chain(rowid.map(|name| format!("a.{name}"))).collect();
         let mut statement =
             self.connection.prepare(&format!("SELECT {} FROM {from}", columns.join(", "))).map_err(failed)?;
@@ -92,17 +100,29 @@ impl Writer<'_> {
         while let Some(row) = rows.next().map_err(failed)? {
             let values: Result<Vec<_>, _> = (0..columns.len()).map(|at| row.get_ref(at)).collect();
             let values = values.map_err(failed)?;
+            let (row, rest) = values.split_at(fields.len());
+            let (was, id) = rest.split_at(earlier.len());
             line.clear();
             line.extend_from_slice(format!("{{\"change\":\"{change}\",\"key\":").as_bytes());
-            match (rowid, values.last()) {
+            match (rowid, id.first()) {
                 (Some(name), Some(ValueRef::Integer(id))) => {
                     line.extend_from_slice(format!("{{\"{name}\":{id}}}").as_bytes());
                 }
-                _ => object(&mut line, &fields, &values, |field| table.primary_key.contains(&field.name)),
+                _ => object(&mut line, &fields, row, |field| table.primary_key.contains(&field.name)),
             }
-            if change != "deleted" {
+            let mut hashed = |name: &str, values: &[ValueRef<'_>]| {
+                let hash = hex(&row_hash(values.iter().copied()));
+                line.extend_from_slice(format!(",\"{name}\":\"{hash}\"").as_bytes());
+            };
+            if change == "deleted" {
+                hashed("before", row);
+            } else {
+                if change == "updated" {
+                    hashed("before", was);
+                }
+                hashed("rowHash", row);
                 line.extend_from_slice(b",\"row\":");
-                object(&mut line, &fields, &values, |_| true);
+                object(&mut line, &fields, row, |_| true);
             }
             line.push(b'}');
             self.output.line(&line)?;

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod hold;
 pub mod late;
 pub mod markers;
+pub mod reapply;
 pub mod restore;
 pub mod schema;
 pub mod url;

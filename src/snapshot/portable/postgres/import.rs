@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgCopyIn};
+use sqlx::{Connection, PgConnection, postgres::PgCopyIn};
 use tokio::sync::mpsc;
 use tracing::info;
 
@@ -17,9 +17,7 @@ use super::{
     target,
 };
 use crate::snapshot::{
-    Error, Result, copying,
-    digest::{self, SequencePosition},
-    dump,
+    Error, Result, copying, digest, dump,
     manifest::read_stored_schema,
     portable::{
         Imported, Manifest, Progress, Source, copy_text,
@@ -96,7 +94,7 @@ async fn within(request: &Request<'_>, session: &mut PgConnection) -> Result<Imp
             prove(session, manifest, &live).await?;
             manifest.sequences.clone()
         }
-        None => highest(session, &live, &scope).await?,
+        None => sequences::highest(session, &live, &scope).await?,
     };
     // Last, because no rollback takes this back. It only ever goes forward, so that does no harm.
     sequences::forward(session, &live, &positions, &wanted).await?;
@@ -291,32 +289,6 @@ async fn prove(session: &mut PgConnection, manifest: &Manifest, live: &Schema) -
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(Error::ImportParity { what: dump::first(&wrong) }) }
-}
-
-/// Of a file that says nothing of sequences: those of the imported tables' columns go to the highest key.
-async fn highest(
-    session: &mut PgConnection,
-    live: &Schema,
-    scope: &[String],
-) -> Result<BTreeMap<String, SequencePosition>> {
-    let mut positions = BTreeMap::new();
-    for (name, sequence) in live.sequences.iter().filter(|(_, sequence)| sequence.increment > 0) {
-        let Some(owner) = &sequence.owned_by else { continue };
-        let owned = scope.iter().find_map(|table| {
-            let column = owner.strip_prefix(table.as_str())?.strip_prefix('.')?;
-            Some((table, column))
-        });
-        let Some((table, column)) = owned else { continue };
-        let (highest,): (Option<i64>,) =
-            sqlx::query_as(AssertSqlSafe(format!("SELECT max({column})::bigint FROM ONLY {table}")))
-                .fetch_one(&mut *session)
-                .await
-                .map_err(Error::query(format!("reading the highest key of {table}")))?;
-        if let Some(last_value) = highest {
-            positions.insert(name.clone(), SequencePosition { last_value, is_called: true });
-        }
-    }
-    Ok(positions)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

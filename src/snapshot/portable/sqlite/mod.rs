@@ -9,8 +9,7 @@ use super::OFFICIAL;
 
 pub use export::{Request as Export, export};
 pub use import::{Request as Import, import};
-pub(crate) use rows::row_hash;
-pub use rows::{digest_file, visit_file, visit_table};
+pub use rows::{digest_file, row_hash, visit_file, visit_table};
 pub use value::{Field, Stored};
 
 /// What a manifest says of itself.

@@ -103,7 +103,7 @@ pub fn visit_file(
 }
 
 /// The hash of a row by its values, as a digest adds it up.
-pub(crate) fn row_hash<'a>(values: impl Iterator<Item = ValueRef<'a>>) -> [u8; 32] {
+pub fn row_hash<'a>(values: impl Iterator<Item = ValueRef<'a>>) -> [u8; 32] {
     let mut hash = Sha256::new();
     values.for_each(|value| digest::value(&mut hash, value));
     hash.finalize().into()

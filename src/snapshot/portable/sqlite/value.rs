@@ -121,6 +121,12 @@ impl Field {
                 b"text" => Ok(Stored::Text(text)),
                 b"blob" => unhex(&text).map(Stored::Blob),
                 b"bytes" => unhex(&text).map(Stored::Text),
+                // Of late writes, where an infinite number must be JSON.
+                b"real" => std::str::from_utf8(&text)
+                    .ok()
+                    .and_then(|text| text.parse().ok())
+                    .map(Stored::Real)
+                    .ok_or(Malformed("a number that is none")),
                 _ => Err(Malformed("a tag of another engine's")),
             };
         }
