@@ -103,8 +103,8 @@ enum Acted {
 }
 
 async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, actions: &[Action]) -> Acted {
-    // One after the other, but for what only tidies up.
-    for together in actions.chunk_by(|one, next| one.tidies_up() && next.tidies_up()) {
+    // One after the other, but for what only keeps books.
+    for together in actions.chunk_by(Action::goes_with) {
         if !context.leadership.is_leading() {
             return Acted::NotLeading;
         }

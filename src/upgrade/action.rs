@@ -60,9 +60,14 @@ pub enum Prior {
 }
 
 impl Action {
-    /// Whether it changes only how long something that has ended is kept.
-    pub fn tidies_up(&self) -> bool {
-        matches!(self, Self::ArmJobTtl { .. })
+    /// Whether both may be under way at the same time: they only keep books, each on an object of its own.
+    pub fn goes_with(&self, next: &Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::ArmJobTtl { .. }, Self::ArmJobTtl { .. })
+                | (Self::Mark { .. }, Self::Mark { .. })
+                | (Self::Unmark { .. }, Self::Unmark { .. })
+        )
     }
 
     /// Whether it stops or starts a writer.

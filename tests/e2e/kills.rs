@@ -35,13 +35,13 @@ use crate::{
 /// Kills where nothing else is asked for: enough to see every database and both kinds of versions.
 const FEW: u64 = 10;
 /// Kills in one attempt, at most. Attempts of fewer kills are more attempts.
-const IN_ONE: u64 = 6;
+const IN_ONE: u64 = 8;
 /// Attempts that even a few kills are spread over: both databases, a failing and a good version each.
 const ATTEMPTS: u64 = 4;
 /// Seconds before a kill, at least, and over how many on average all kills of one attempt are spread: about what one
-/// lasts with its way back.
+/// lasts that nobody disturbs.
 const PAUSE: u64 = 5;
-const SPREAD: u64 = 150;
+const SPREAD: u64 = 80;
 /// More rows than there are.
 const BUDGET: i64 = 100_000;
 /// Versions that fail, and the phase in which they do when nothing is killed.

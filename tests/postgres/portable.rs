@@ -13,7 +13,7 @@ use memoria_operator::{
         Error, Result,
         digest::{self, DataDigest},
         portable::{
-            Compression, Form, Imported, Manifest, Options, Source, postgres, silent,
+            Compression, Form, Imported, Manifest, Options, Source, postgres, silent, sqlite,
             verify::{self, Change, Side},
         },
         quote_literal,
@@ -419,6 +419,71 @@ async fn memoria_s_own_import_reads_the_main_file_and_its_own_exports_are_read()
         // Unlike after its own import, the next key is a new one.
         execute(&cluster, &format!("ours{number}"), "INSERT INTO memory_access_events (memory_id, namespace, accessed_at, access_type) VALUES ('m', 'n', now(), 'read')").await;
     }
+}
+
+/// Refused with its digests, which only the same engine can compute, but the rows themselves move.
+#[tokio::test]
+async fn the_main_file_moves_memoria_to_the_other_engine_and_back() {
+    let cluster = Cluster::start().await;
+    let places = Places::new();
+    stand_in::fill(&cluster.url_text(), 300);
+    let rows = |url: &str| stand_in::exported(url)["data"].clone();
+    let expected = rows(&cluster.url_text());
+    let options = Options { form: Form::Ndjson, compression: Compression::Zstd };
+    let directory = places.at("postgres");
+    export_to(&cluster.url(), &directory, options, None).await.unwrap();
+
+    let file = places.at("memoria.db");
+    let sqlite_url = format!("sqlite:///{}", file.display());
+    stand_in::run(&["memoria.cli", "init-db", "--database-url", &sqlite_url]);
+    let into_sqlite = |source: PathBuf| {
+        let source = Source::open(&source)?;
+        sqlite::import(&sqlite::Import { database: &file, source: &source, progress: silent() })
+    };
+    assert_eq!(into_sqlite(directory.clone()).unwrap_err().reason(), "OtherEngine");
+    let imported = into_sqlite(directory.join("memoria.ndjson.zst")).unwrap();
+    assert_eq!((imported.proved, imported.tables), (false, 14));
+    let moved = rows(&sqlite_url);
+    assert!(moved.as_object().is_some_and(|tables| tables.len() == 14));
+    assert_eq!(moved, expected);
+
+    let directory = places.at("sqlite");
+    let request = sqlite::Export { database: &file, copy: false, directory: &directory, options, progress: silent() };
+    sqlite::export(&request).unwrap();
+    let (url, text) = database(&cluster, "back").await;
+    stand_in::run(&["memoria.cli", "init-db", "--database-url", &text]);
+    let imported = import_from(&url, &directory.join("memoria.ndjson.zst")).await.unwrap();
+    assert!(!imported.proved);
+    assert_eq!(rows(&text), expected);
+}
+
+#[tokio::test]
+async fn a_volume_that_fills_up_in_mid_export_is_said_and_the_next_export_starts_anew() {
+    let cluster = Cluster::start().await;
+    let places = Places::new();
+    let filler = "CREATE TABLE bulk AS SELECT i, md5(i::text) AS v FROM generate_series(1, 100000) i";
+    cluster.app(&format!("{MEMORIA}; {filler}")).await;
+    let volume = places.at("volume");
+    fs::create_dir(&volume).unwrap();
+    // In a mount namespace of its own, which goes with the process.
+    let script = "mount -t tmpfs -o size=1m tmpfs \"$1\" && \"$2\" snapshot export \"$1/export\"; code=$?
+        ls \"$1/export\"; mount -o remount,size=64m \"$1\"
+        \"$2\" snapshot export \"$1/export\" && \"$2\" snapshot show \"$1/export\" >&2; exit $code";
+    let flags: &[&str] =
+        if rustix::process::geteuid().is_root() { &["--mount"] } else { &["--user", "--map-root-user", "--mount"] };
+    let output = Command::new("unshare")
+        .args(flags)
+        .args(["sh", "-c", script, "sh"])
+        .arg(&volume)
+        .arg(env!("CARGO_BIN_EXE_memoria-operator"))
+        .env("MEMORIA_OPERATOR_DATABASE_URL", cluster.url_text())
+        .output()
+        .unwrap();
+    let (said, told) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device") && said.contains("check the volume's space"), "{said}");
+    assert!(!told.lines().any(|file| file == "manifest.json"), "an unfinished export has a manifest: {told}");
+    assert!(told.contains("Exported 1005"), "the next export failed: {told}{said}");
 }
 
 #[tokio::test]
