@@ -504,9 +504,26 @@ pub struct RollbackRecord {
     #[serde(default)]
     /// See `lateInserted`.
     pub late_deleted: i64,
+    /// Of which tables these rows are: those with most of them, ten at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late_tables: Vec<TableLate>,
     /// What made the way back fail; present only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+}
+
+/// One table's rows written since the baseline.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TableLate {
+    /// As SQL names it; with its schema on PostgreSQL.
+    pub table: String,
+    /// Rows that were not there at the baseline.
+    pub inserted: i64,
+    /// Rows with another content than at the baseline.
+    pub updated: i64,
+    /// Rows of the baseline that are gone.
+    pub deleted: i64,
 }
 
 /// A decision that was acted on, or refused.

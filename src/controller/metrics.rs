@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::api::{MemoriaReleaseStatus, MemoriaUpgradeStatus, conditions, release::IngestionState};
+use crate::api::{MemoriaReleaseStatus, MemoriaUpgradeStatus, conditions, release::IngestionState, upgrade::TableLate};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct Release {
@@ -49,6 +49,14 @@ struct Checked {
     result: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct WrittenLate {
+    namespace: String,
+    release: String,
+    table: String,
+    change: &'static str,
+}
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// Everything that is told of releases.
@@ -62,6 +70,7 @@ pub struct Metrics {
     phase_seconds: Family<InPhase, Seconds>,
     checks: Family<Checked, Gauge>,
     attempts: Family<Ended, Counter>,
+    late: Family<WrittenLate, Gauge>,
     known: Mutex<BTreeMap<Release, Known>>,
 }
 
@@ -73,6 +82,7 @@ struct Known {
     durations: BTreeSet<InPhase>,
     checks: BTreeSet<Checked>,
     ended: BTreeSet<Ended>,
+    late: BTreeSet<WrittenLate>,
 }
 
 impl Metrics {
@@ -101,6 +111,11 @@ impl Metrics {
         );
         registry.register("check_result", "1 for what a check said last", metrics.checks.clone());
         registry.register("attempts", "Attempts that ended while this operator led", metrics.attempts.clone());
+        registry.register(
+            "attempt_late_rows",
+            "Rows that clients wrote after the latest attempt let them in, as its way back found and kept them aside",
+            metrics.late.clone(),
+        );
         metrics
     }
 
@@ -173,6 +188,20 @@ impl Metrics {
                 known.checks.insert(labels);
             }
         }
+        let late = |journal: &MemoriaUpgradeStatus| journal.rollback.clone().unwrap_or_default().late_tables;
+        if late(before) != late(after) {
+            for old in std::mem::take(&mut known.late) {
+                self.late.remove(&old);
+            }
+            for TableLate { table, inserted, updated, deleted } in late(after) {
+                for (change, rows) in [("inserted", inserted), ("updated", updated), ("deleted", deleted)] {
+                    let (namespace, release) = own();
+                    let labels = WrittenLate { namespace, release, table: table.clone(), change };
+                    self.late.get_or_create(&labels).set(rows);
+                    known.late.insert(labels);
+                }
+            }
+        }
         if let (None, Some(outcome)) = (before.outcome, after.outcome) {
             let (namespace, release) = own();
             let labels = Ended { namespace, release, outcome: format!("{outcome:?}") };
@@ -202,6 +231,9 @@ impl Metrics {
         }
         for labels in &known.ended {
             self.attempts.remove(labels);
+        }
+        for labels in &known.late {
+            self.late.remove(labels);
         }
     }
 }
@@ -268,6 +300,18 @@ mod tests {
             !text().contains("release_held{")
                 && !text().contains("release_phase{namespace=\"ns\",release=\"memoria\",phase=\"Start\"")
         );
+        let late = |inserted: i64| -> MemoriaUpgradeStatus {
+            let table = json!({"table": "public.agents", "inserted": inserted, "updated": 0, "deleted": 1});
+            serde_json::from_value(json!({"rollback": {"lateTables": [table]}})).unwrap()
+        };
+        metrics.journal("ns", "memoria", &MemoriaUpgradeStatus::default(), &late(7));
+        let line = |change: &str, rows: u32| {
+            format!("memoria_operator_attempt_late_rows{{{labels},table=\"public.agents\",change=\"{change}\"}} {rows}")
+        };
+        assert!(text().contains(&line("inserted", 7)) && text().contains(&line("deleted", 1)), "{}", text());
+        metrics.journal("ns", "memoria", &late(7), &MemoriaUpgradeStatus::default());
+        assert!(!text().contains("late_rows{"), "the next attempt has none: {}", text());
+        metrics.journal("ns", "memoria", &MemoriaUpgradeStatus::default(), &late(8));
         metrics.forget("ns", "memoria");
         assert!(!text().contains("release=\"memoria\""), "{}", text());
     }

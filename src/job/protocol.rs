@@ -9,7 +9,7 @@ use crate::{
     api::{
         GoDuration,
         release::CheckResult,
-        upgrade::{Category, DatabaseIdentity, Engine, MigrationRecord},
+        upgrade::{Category, DatabaseIdentity, Engine, MigrationRecord, TableLate},
     },
     rescue::RescueState,
 };
@@ -496,14 +496,4 @@ pub struct RestoreFacts {
     pub late_deleted: i64,
     /// The same by table, at most ten.
     pub late_tables: Vec<TableLate>,
-}
-
-/// One table's rows written since the baseline.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TableLate {
-    pub table: String,
-    pub inserted: i64,
-    pub updated: i64,
-    pub deleted: i64,
 }

@@ -360,6 +360,7 @@ impl Driver<'_> {
                 record.late_inserted = facts.late_inserted;
                 record.late_updated = facts.late_updated;
                 record.late_deleted = facts.late_deleted;
+                record.late_tables = facts.late_tables;
             }
             Some(Facts::Check(facts)) => {
                 for check in facts.checks {

@@ -7,8 +7,8 @@ use std::{
 };
 
 use memoria_operator::{
-    api::upgrade::Category,
-    job::protocol::{BaselineFacts, BaselineOrder, Facts, JobInput, JobOrder, TableLate},
+    api::upgrade::{Category, TableLate},
+    job::protocol::{BaselineFacts, BaselineOrder, Facts, JobInput, JobOrder},
 };
 use serde_json::Value;
 

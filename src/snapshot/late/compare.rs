@@ -16,7 +16,7 @@ use super::{
     set_aside::{Output, file_name},
 };
 use crate::{
-    job::protocol::TableLate,
+    api::upgrade::TableLate,
     snapshot::{
         error::{Error, Result},
         quote_ident, quote_literal,

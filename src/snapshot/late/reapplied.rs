@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::job::protocol::TableLate;
+use crate::api::upgrade::TableLate;
 
 /// Of each table at most so many conflicts are named.
 pub const NAMED: usize = 20;

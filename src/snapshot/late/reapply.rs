@@ -17,7 +17,7 @@ use super::{
     reapplied::{Aside, Conflict, NAMED, Report, Table, Why, unfit},
 };
 use crate::{
-    job::protocol::TableLate,
+    api::upgrade::TableLate,
     snapshot::{
         digest::{self, DataDigest, TableDigest, hash_values_sql},
         error::{Error, Result},

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LATE;
 use crate::{
-    job::protocol::TableLate,
+    api::upgrade::TableLate,
     snapshot::{
         error::{Error, Result},
         manifest::{StoredFile, hash_file, verify_stored},

@@ -9,7 +9,7 @@ use super::{
     schema::{self, Table},
 };
 use crate::{
-    job::protocol::TableLate,
+    api::upgrade::TableLate,
     snapshot::{
         Error, Result, hex,
         late::{

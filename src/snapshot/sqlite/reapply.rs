@@ -15,7 +15,7 @@ use super::{
     schema::{self, Table},
 };
 use crate::{
-    job::protocol::TableLate,
+    api::upgrade::TableLate,
     snapshot::{
         Error, Result,
         digest::{RowSums, TableDigest},
