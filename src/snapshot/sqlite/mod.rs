@@ -51,6 +51,19 @@ pub fn open_live(path: &Path) -> Result<Connection> {
     settle(connection, path)
 }
 
+/// Opens the file where it lives, to put rows into it as they were: what triggers made of them is among the rows, so none
+/// fires.
+pub(crate) fn open_for_rows(path: &Path) -> Result<Connection> {
+    if !path.try_exists().map_err(Error::io("looking for", path))? {
+        return Err(Error::FileMissing { path: path.to_owned() });
+    }
+    let connection = open_live(path)?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)
+        .map_err(Error::sqlite("preparing the connection to", path))?;
+    Ok(connection)
+}
+
 /// Opens the file to read it while its Server works. Nothing is written into it, rolled back or checkpointed, not even when
 /// the last of the others closes it first; readers of a `-wal` still need to write the `-shm`.
 pub fn open_beside(path: &Path) -> Result<Connection> {

@@ -8,10 +8,10 @@ use std::{
     path::Path,
 };
 
-use rusqlite::{Connection, ErrorCode, Statement, TransactionBehavior, config::DbConfig};
+use rusqlite::{Connection, ErrorCode, Statement, TransactionBehavior};
 
 use super::{
-    digest, open_live,
+    digest, open_for_rows,
     schema::{self, Table},
 };
 use crate::{
@@ -44,13 +44,7 @@ pub struct Request<'a> {
 /// Puts them back. An error means that nothing was changed; what stays aside is in the report.
 pub fn reapply(request: &Request<'_>) -> Result<Report> {
     let path = request.database;
-    if !path.try_exists().map_err(Error::io("looking for", path))? {
-        return Err(Error::FileMissing { path: path.to_owned() });
-    }
-    let mut connection = open_live(path)?;
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)
-        .map_err(Error::sqlite("preparing the connection to", path))?;
+    let mut connection = open_for_rows(path)?;
     let transaction =
         connection.transaction_with_behavior(TransactionBehavior::Exclusive).map_err(Error::sqlite("locking", path))?;
     let report = within(request, &transaction)?;

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use rusqlite::{Connection, Statement, config::DbConfig};
+use rusqlite::{Connection, Statement};
 use tracing::info;
 
 use super::{
@@ -23,7 +23,7 @@ use crate::snapshot::{
     },
     quote_ident,
     sqlite::{
-        content, digest, open_live,
+        content, digest, open_for_rows,
         restore::raise_key,
         schema::{self, Schema},
     },
@@ -43,14 +43,7 @@ pub struct Request<'a> {
 pub fn import(request: &Request<'_>) -> Result<Imported> {
     request.source.must_be(ENGINE)?;
     let path = request.database;
-    if !path.try_exists().map_err(Error::io("looking for", path))? {
-        return Err(Error::FileMissing { path: path.to_owned() });
-    }
-    let mut connection = open_live(path)?;
-    // Rows come back as they were; what triggers made of them is among the rows.
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)
-        .map_err(Error::sqlite("preparing the connection to", path))?;
+    let mut connection = open_for_rows(path)?;
     let transaction = connection
         .transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)
         .map_err(Error::sqlite("locking", path))?;
