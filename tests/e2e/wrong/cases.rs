@@ -247,7 +247,9 @@ pub const CASES: &[Case] = &[
         how: INVALID,
         words: &["deployment/scaled-by-keda is scaled by KEDA", "{kind: ScaledObject, name: queue}"],
         objects: |o| {
-            let keda = json!({"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "name": "queue", "uid": "k"});
+            // Of a version that no cluster serves: where KEDA is installed, the garbage collector would look the owner
+            // up, and delete what it is said to own.
+            let keda = json!({"apiVersion": "keda.sh/v1", "kind": "ScaledObject", "name": "queue", "uid": "k"});
             o.push(json!({
                 "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
                 "metadata": {"name": "keda-hpa-queue", "ownerReferences": [keda]},
