@@ -103,7 +103,7 @@ enum Acted {
 }
 
 async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, actions: &[Action]) -> Acted {
-    // One after the other, but for what only keeps books.
+    // One after the other, but for what is apart from the other.
     for together in actions.chunk_by(Action::goes_with) {
         if !context.leadership.is_leading() {
             return Acted::NotLeading;
@@ -197,14 +197,15 @@ pub async fn finish(
     Ok(())
 }
 
-/// Holds the release while an attempt is open, so that deleting it waits for what ran before to run again.
-pub async fn hold(client: &Client, release: &MemoriaRelease) -> Result<(), ClusterError> {
+/// Holds the release while an attempt is open, so that deleting it waits for what ran before to run again; and gives it
+/// as it is then.
+pub async fn hold(client: &Client, release: &MemoriaRelease) -> Result<MemoriaRelease, ClusterError> {
     if release.finalizers().iter().any(|f| f == marks::FINALIZER) {
-        return Ok(());
+        return Ok(release.clone());
     }
     let mut finalizers = release.finalizers().to_vec();
     finalizers.push(marks::FINALIZER.to_owned());
-    patch_finalizers(client, release, finalizers).await.map(drop)
+    patch_finalizers(client, release, finalizers).await
 }
 
 /// Lets a release go, and gives it as it is then.

@@ -2,6 +2,7 @@
 //! It decides nothing by itself.
 
 mod attempt;
+mod dry_runs;
 mod metrics;
 mod notices;
 mod preflight;

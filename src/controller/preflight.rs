@@ -40,7 +40,7 @@ fn needs_snapshot(attempt: &MemoriaUpgrade) -> bool {
 }
 
 /// One round of pre-flight.
-pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, ClusterError> {
+pub async fn drive(context: &Context, mut subject: Subject) -> Result<Requeue, ClusterError> {
     let (client, ns, release) = (&context.client, subject.namespace.as_str(), &subject.release);
     let run = run_name(release);
     let name = release.name_any();
@@ -49,7 +49,7 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
         cluster::observe_run(client, ns, &run),
         acknowledged(client, ns, &name),
     )?;
-    let attempt = next_attempt(subject);
+    let attempt = next_attempt(&subject);
     let known: Vec<String> = subject.attempts.iter().map(ResourceExt::name_any).collect();
     let needed: Vec<String> =
         subject.attempts.iter().filter(|attempt| needs_snapshot(attempt)).map(ResourceExt::name_any).collect();
@@ -79,7 +79,14 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
         return Ok(Requeue::await_change());
     }
     if let Answer::DryRun { plan, .. } = &answer {
-        let results = dry_run(client, ns, release, &attempt, plan).await;
+        let results = match context.dry_runs.of(plan) {
+            Some(results) => results,
+            None => {
+                let results = dry_run(client, ns, release, &attempt, plan).await;
+                context.dry_runs.keep(plan, &results);
+                results
+            }
+        };
         answer = ask(Some(&results));
     }
     if let Answer::Checking { jobs: missing, .. } = &answer
@@ -89,10 +96,11 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     }
     // Events are for people: nothing waits for them.
     let (carried, ()) =
-        futures::join!(carry_out(context, subject, &run, &attempt, &answer), tell(context, subject, &answer));
-    carried?;
-    if matches!(answer, Answer::Planned { .. }) && release.spec.mode == Mode::Apply {
-        return Ok(Requeue::requeue(std::time::Duration::ZERO));
+        futures::join!(carry_out(context, &subject, &run, &attempt, &answer), tell(context, &subject, &answer));
+    if let Some((held, opened)) = carried? {
+        context.open.set(ns, &name, true);
+        subject.release = held;
+        return attempt::drive(context, &subject, opened).await;
     }
     let next = status::of_preflight(release, &answer, running(release, &adopted), Timestamp::now());
     write_status(context, release, next).await?;
@@ -110,29 +118,32 @@ pub async fn drive(context: &Context, subject: &Subject) -> Result<Requeue, Clus
     })
 }
 
-/// Does what the answer asks for.
+/// Does what the answer asks for; the release as it is then and the attempt, where one was opened.
 async fn carry_out(
     context: &Context,
     subject: &Subject,
     run: &str,
     attempt: &str,
     answer: &Answer,
-) -> Result<(), ClusterError> {
+) -> Result<Option<(MemoriaRelease, MemoriaUpgrade)>, ClusterError> {
     let (client, ns, release) = (&context.client, subject.namespace.as_str(), &subject.release);
     match answer {
         Answer::Checking { jobs: missing, claim, .. } => {
             if let Some(claim) = claim {
                 ensure_claim(client, ns, &release.name_any(), &claim.name, claim.bytes).await?;
             }
-            try_join_all(missing.iter().map(|job| create_run_job(client, ns, job))).await.map(drop)
+            try_join_all(missing.iter().map(|job| create_run_job(client, ns, job))).await?;
         }
-        Answer::Planned { plan, .. } if release.spec.mode == Mode::Apply => open(client, subject, attempt, plan).await,
+        Answer::Planned { plan, .. } if release.spec.mode == Mode::Apply => {
+            return open(client, subject, attempt, plan).await.map(Some);
+        }
         // A plan leaves nothing behind.
         Answer::Planned { .. } | Answer::NotPassed { .. } if release.spec.mode == Mode::Plan => {
-            delete_run_jobs(client, ns, run).await
+            delete_run_jobs(client, ns, run).await?;
         }
-        _ => Ok(()),
+        _ => {}
     }
+    Ok(None)
 }
 
 /// Whether this run's result already stands in the status.
@@ -187,8 +198,8 @@ async fn open(
     subject: &Subject,
     attempt: &str,
     plan: &MemoriaUpgradeSpec,
-) -> Result<(), ClusterError> {
-    attempt::hold(client, &subject.release).await?;
+) -> Result<(MemoriaRelease, MemoriaUpgrade), ClusterError> {
+    let held = attempt::hold(client, &subject.release).await?;
     let labels = BTreeMap::from([(marks::RELEASE_LABEL.to_owned(), subject.release.name_any())]);
     let upgrade = MemoriaUpgrade {
         metadata: ObjectMeta {
@@ -202,7 +213,8 @@ async fn open(
     };
     let api: Api<MemoriaUpgrade> = Api::namespaced(client.clone(), &subject.namespace);
     let params = PostParams { field_manager: Some(marks::OWNER_MANAGER.to_owned()), ..PostParams::default() };
-    bounded("open the attempt", attempt, api.create(&params, &upgrade)).await.map(drop)
+    let opened = bounded("open the attempt", attempt, api.create(&params, &upgrade)).await?;
+    Ok((held, opened))
 }
 
 #[cfg(test)]

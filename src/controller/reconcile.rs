@@ -7,7 +7,7 @@ use kube::{
     runtime::controller::Action as Requeue,
 };
 
-use super::{attempt, metrics::Metrics, preflight, retries::Retries, status};
+use super::{attempt, dry_runs::DryRuns, metrics::Metrics, preflight, retries::Retries, status};
 use crate::{
     api::{
         MemoriaRelease, MemoriaReleaseStatus, MemoriaUpgrade,
@@ -31,6 +31,7 @@ pub struct Context {
     pub images: OperatorImages,
     pub open: OpenAttempts,
     pub retries: Retries,
+    pub dry_runs: DryRuns,
     pub metrics: Metrics,
     /// Asked before every write: another instance may act once this one no longer leads.
     pub leadership: Leadership,
@@ -73,7 +74,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
         (Some(upgrade), Some(ended)) => {
             let ordered = ordered(context, &subject, &upgrade).await?;
             if ordered.rollback.is_some() && matches!(ended, Outcome::Succeeded | Outcome::Unverified) {
-                attempt::hold(&context.client, &subject.release).await?;
+                subject.release = attempt::hold(&context.client, &subject.release).await?;
                 context.open.set(namespace, name, true);
                 return attempt::drive(context, &subject, upgrade).await;
             }
@@ -93,7 +94,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
                 return Ok(Requeue::await_change());
             }
             if recorded(&subject.release, &upgrade) {
-                preflight::drive(context, &subject).await
+                preflight::drive(context, subject).await
             } else {
                 let next = status::of_attempt(&subject.release, &upgrade, Timestamp::now());
                 write_status(context, &subject.release, next).await?;
@@ -106,7 +107,7 @@ pub async fn reconcile(context: &Context, namespace: &str, name: &str) -> Result
                 attempt::let_go(&context.client, &subject.release).await?;
                 return Ok(Requeue::await_change());
             }
-            preflight::drive(context, &subject).await
+            preflight::drive(context, subject).await
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
+    dry_runs::DryRuns,
     metrics::Metrics,
     reconcile::{self, Context},
     retries::Retries,
@@ -135,6 +136,7 @@ fn context(
         images: OperatorImages { operator: config.operator_image.clone(), tools },
         open: watches::OpenAttempts::default(),
         retries: Retries::default(),
+        dry_runs: DryRuns::default(),
         metrics,
         leadership,
     })

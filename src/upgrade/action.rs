@@ -60,18 +60,52 @@ pub enum Prior {
 }
 
 impl Action {
-    /// Whether both may be under way at the same time: they only keep books, each on an object of its own.
+    /// Whether both may be under way at the same time: each is about an object of its own, and neither needs the other to
+    /// be done. What KEDA is told comes before the count of what it scales, and so goes alone.
     pub fn goes_with(&self, next: &Self) -> bool {
-        matches!(
-            (self, next),
-            (Self::ArmJobTtl { .. }, Self::ArmJobTtl { .. })
-                | (Self::Mark { .. }, Self::Mark { .. })
-                | (Self::Unmark { .. }, Self::Unmark { .. })
-        )
+        let kinds = [Self::keeps_books, Self::switches, Self::sets_an_image];
+        kinds.into_iter().any(|is_one| is_one(self) && is_one(next))
+    }
+
+    /// Whether nothing runs otherwise because of it.
+    fn keeps_books(&self) -> bool {
+        matches!(self, Self::ArmJobTtl { .. } | Self::Mark { .. } | Self::Unmark { .. })
+    }
+
+    /// Whether it turns on or off what serves or writes, at once.
+    fn switches(&self) -> bool {
+        matches!(self, Self::SetFlag { .. } | Self::Scale { .. } | Self::Suspend { .. })
+    }
+
+    fn sets_an_image(&self) -> bool {
+        matches!(self, Self::SetImage { .. })
     }
 
     /// Whether it stops or starts a writer.
     pub fn moves_writers(&self) -> bool {
         matches!(self, Self::Scale { .. } | Self::Suspend { .. } | Self::PauseAutoscaler { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::release::{WorkerKind, WorkloadKind};
+
+    #[test]
+    fn what_is_apart_goes_at_the_same_time_and_what_keda_is_told_goes_first() {
+        let precondition = || Precondition { uid: "u".to_owned(), resource_version: "1".to_owned() };
+        let workload = WorkloadRef { kind: WorkloadKind::Deployment, name: "server".to_owned() };
+        let scale = || Action::Scale { workload: workload.clone(), precondition: precondition(), replicas: 0 };
+        let flag = || Action::SetFlag { value: "true".to_owned() };
+        let pause = || Action::PauseAutoscaler {
+            worker: WorkerRef { kind: WorkerKind::ScaledObject, name: "queue".to_owned() },
+            precondition: precondition(),
+            replicas: None,
+        };
+        let job = || Action::CreateJob { step: "fence".to_owned(), input: JobInput::default() };
+        let all = [flag(), scale(), scale(), pause(), scale(), job(), job()];
+        let groups: Vec<_> = all.chunk_by(Action::goes_with).map(<[_]>::len).collect();
+        assert_eq!(groups, [3, 1, 1, 1, 1]);
     }
 }

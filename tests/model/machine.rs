@@ -40,6 +40,8 @@ pub enum Act {
 pub struct Decided {
     pub journal: u32,
     pub actions: Vec<Act>,
+    /// The number of the same decision, with what is done at the same time in the other order.
+    pub reversed: Option<u32>,
     /// It wants to look again when a limit runs out.
     pub later: bool,
 }
@@ -139,9 +141,15 @@ impl Machine {
             let says = decision.journal.message.as_deref().is_some_and(|words| !words.is_empty());
             assert!(says || journal.outcome.is_some(), "it rests without saying why: {:?}", decision.journal);
         }
-        let decided = Arc::new(Decided { journal: next, actions, later });
         let known = u32::try_from(tables.decided.len()).expect("few decisions");
+        let together = || decision.actions.chunk_by(Action::goes_with);
+        let reversed = together().any(|group| group.len() > 1).then_some(known + 1);
+        let decided = Arc::new(Decided { journal: next, actions, reversed, later });
         tables.decided.push(decided.clone());
+        if reversed.is_some() {
+            let actions = together().flat_map(|group| group.iter().rev().map(act)).collect();
+            tables.decided.push(Arc::new(Decided { journal: next, actions, reversed: None, later }));
+        }
         tables.asked.insert((number, seen), known);
         (known, decided)
     }

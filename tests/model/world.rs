@@ -24,6 +24,8 @@ const LAST: u8 = 3;
 pub enum Move {
     /// The leader reads everything and decides.
     Look,
+    /// The same; of the actions that are under way at the same time the last one is the first to arrive.
+    LookReversed,
     /// The same, with journal and workloads as they were when half of it was read.
     LookTorn,
     /// The leader stores its journal, or does its next action.
@@ -141,6 +143,9 @@ impl World {
                     moves.push(Move::LookTorn);
                 } else if decided.journal != journal || !decided.actions.is_empty() || state.refusal {
                     moves.push(Move::Look);
+                    if decided.reversed.is_some() {
+                        moves.push(Move::LookReversed);
+                    }
                 }
             }
         }
@@ -277,13 +282,14 @@ impl World {
     }
 
     /// A decision that was made is on its way.
-    fn set_out(&self, state: &mut State, journal: u32, server: Load, worker: Load, fresh: Fresh) {
+    fn set_out(&self, state: &mut State, journal: u32, server: Load, worker: Load, fresh: Fresh) -> Arc<Decided> {
         let (decision, decided) = self.ask(state, journal, server, worker);
         state.refusal = false;
         let at = u8::from(decided.journal == journal);
         if at == 0 || !decided.actions.is_empty() {
             state.lead = Some(Pending { decision, at, fresh });
         }
+        decided
     }
 
     /// One write of a decision; answers whether the rest of it may follow.
@@ -591,7 +597,14 @@ impl Model for World {
     fn next_state(&self, last: &State, action: Move) -> Option<State> {
         let mut state = *last;
         match action {
-            Move::Look => self.set_out(&mut state, last.journal, last.server, last.worker, Fresh::ALL),
+            Move::Look => {
+                self.set_out(&mut state, last.journal, last.server, last.worker, Fresh::ALL);
+            }
+            Move::LookReversed => {
+                let decided = self.set_out(&mut state, last.journal, last.server, last.worker, Fresh::ALL);
+                let (pending, decision) = state.lead.as_mut().zip(decided.reversed)?;
+                pending.decision = decision;
+            }
             Move::LookTorn => {
                 let half = state.half.take()?;
                 // What is not a workload is read in the second half.

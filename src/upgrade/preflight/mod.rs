@@ -77,7 +77,8 @@ pub enum Answer {
     Refused { reason: &'static str, message: String, current: Option<Current> },
     /// Checks are under way: make these Jobs (and the claim first, when asked).
     Checking { status: PreFlightStatus, jobs: Vec<Job>, claim: Option<ClaimWish>, message: String },
-    /// Every Job has reported and all passed: let the API server dry-run this plan, then ask again.
+    /// All that does not change the data's copy has passed: let the API server dry-run this plan, then ask again. What it
+    /// says is good for the same plan with a rehearsal's results, too.
     DryRun { status: PreFlightStatus, plan: Box<MemoriaUpgradeSpec> },
     /// The plan stands.
     Planned { status: PreFlightStatus, plan: Box<MemoriaUpgradeSpec> },
@@ -355,8 +356,13 @@ impl<'a> Run<'a> {
                 match settings::plan(self.question) {
                     Ok(config) => {
                         checks.extend(config.as_ref().map(|config| settings::passed(self.question, config)));
+                        let admitted = self.is_admitted();
                         match self.rehearse(&context, found, &image, &checks) {
                             None => return self.planned(&context, found, &digests, checks, config, None),
+                            // What the API server refuses need not be rehearsed.
+                            Some(Rehearsed::Create(_) | Rehearsed::Wait(_)) if !admitted => {
+                                return self.planned(&context, found, &digests, checks, config, None);
+                            }
                             Some(Rehearsed::Create(job)) => missing.push(*job),
                             Some(Rehearsed::Wait(what)) => waiting.push(what),
                             Some(Rehearsed::Done(check, _)) if check.result == Verdict::Failed => checks.push(check),
@@ -400,6 +406,12 @@ impl<'a> Run<'a> {
         let job = manifest::rehearsal(context, image, &migrations, found.facts.bytes, until);
         let over = self.started_at.0.checked_add(limit.signed()).is_ok_and(|end| self.question.now >= end);
         Some(rehearsal::judge(job, self.question.jobs.get(rehearsal::STEP), over, &limit.to_string()))
+    }
+
+    /// Whether the API server was asked about the plan, and nothing of its answer stops it.
+    fn is_admitted(&self) -> bool {
+        let rehearse = self.question.release.spec.rollback.rehearse;
+        self.question.dry_run.is_some_and(|told| !told.iter().any(|check| rehearsal::stops(check, rehearse)))
     }
 
     fn checking(

@@ -6,7 +6,7 @@ use super::{Case, case, names, refused};
 use crate::{
     api::{
         conditions::reason,
-        release::Verdict,
+        release::{CheckResult, Verdict},
         upgrade::{Category, Estimates},
     },
     job::{
@@ -59,7 +59,8 @@ impl Case {
 
 #[test]
 fn it_comes_last_and_memorias_container_knows_nothing_of_the_database() {
-    let case = ready("WhenPossible");
+    let mut case = ready("WhenPossible");
+    case.dry_run = Some(Vec::new());
     let Answer::Checking { jobs, .. } = case.ask() else { panic!() };
     assert!(names(&jobs)[0].ends_with("-rehearsal") && jobs.len() == 1);
     let pod = jobs[0].spec.as_ref().unwrap().template.spec.as_ref().unwrap();
@@ -82,8 +83,18 @@ fn none_is_made_where_none_is_wanted_or_nothing_would_run() {
 }
 
 #[test]
-fn what_it_measured_becomes_the_plans_estimates() {
+fn what_would_not_be_admitted_is_not_rehearsed() {
+    for result in [Verdict::Failed, Verdict::Inconclusive] {
+        let mut case = ready("Required");
+        case.dry_run = Some(vec![CheckResult { name: "admit-job-migrate".into(), result, message: "quota".into() }]);
+        assert_eq!(refused(case.ask()).1, "admit-job-migrate: quota");
+    }
+}
+
+#[test]
+fn what_it_measured_becomes_the_plans_estimates_and_nothing_else_of_the_plan_changes() {
     let mut case = ready("Required");
+    let Answer::DryRun { plan: mut before, .. } = case.ask() else { panic!("{:?}", case.ask()) };
     case.rehearsed(true, "Done", false);
     case.dry_run = Some(Vec::new());
     let Answer::Planned { status, plan } = case.ask() else { panic!("{:?}", case.ask()) };
@@ -92,6 +103,10 @@ fn what_it_measured_becomes_the_plans_estimates() {
     let summary = status.plan.unwrap();
     assert_eq!((summary.estimates, summary.warnings), (Some(estimates), Vec::new()));
     assert!(status.checks.iter().any(|check| check.name == "rehearsal" && check.result == Verdict::Passed));
+    before.estimates = plan.estimates;
+    before.checks.clone_from(&plan.checks);
+    before.plan_hash.clone_from(&plan.plan_hash);
+    assert_eq!(before, plan);
 }
 
 #[test]
@@ -134,8 +149,8 @@ fn one_without_a_result_is_a_warning_or_where_it_is_required_a_wait() {
     ];
     for (change, words) in cases {
         let mut case = ready("WhenPossible");
-        change(&mut case);
         case.dry_run = Some(Vec::new());
+        change(&mut case);
         let Answer::Planned { status, plan } = case.ask() else { panic!("{words}: {:?}", case.ask()) };
         let warnings = status.plan.unwrap().warnings;
         assert!(warnings.len() == 1 && warnings[0].contains(words), "{warnings:?}");

@@ -147,6 +147,8 @@ fn a_plan_for_a_file_runs_its_jobs_in_the_operators_image_on_the_volumes_node() 
         removed: Vec::new(),
     };
     case.report("reference", Facts::Reference(facts), None);
+    assert!(matches!(case.ask(), Answer::DryRun { .. }));
+    case.dry_run = Some(Vec::new());
     // The rehearsal reads the file where the Server runs; Memoria's own container gets nothing of it.
     let jobs = asked(&case);
     let (step, image, claims, nodes) = shape(&jobs[0]);
@@ -157,7 +159,6 @@ fn a_plan_for_a_file_runs_its_jobs_in_the_operators_image_on_the_volumes_node() 
         pod.containers[0].volume_mounts.iter().flatten().map(|mount| mount.mount_path.as_str()).collect();
     assert_eq!(mounts, ["/tmp", SHARED_MOUNT]);
     case.rehearsed(true, "Done", false);
-    case.dry_run = Some(Vec::new());
     let Answer::Planned { plan, status } = case.ask() else { panic!("{:?}", case.ask()) };
     assert_eq!((plan.database.engine, plan.database.major), (Engine::Sqlite, 3));
     for planned in &plan.jobs {
