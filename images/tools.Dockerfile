@@ -3,7 +3,8 @@
 #   docker build -f images/tools.Dockerfile --build-arg DEBIAN=bookworm --build-arg POSTGRESQL=15 \
 #       -t registry.arca.run/memoria-operator/tools:0.1.0-pg15 .
 #   docker build -f images/tools.Dockerfile --build-arg DEBIAN=trixie --build-arg POSTGRESQL=17 \
-#       -t registry.arca.run/memoria-operator/tools:0.1.0-pg17 .
+#       --build-arg EXTENSIONS=postgresql-17-pgvector -t registry.arca.run/memoria-operator/tools:0.1.0-pg17 .
+# EXTENSIONS: packages of extensions that your database uses. Without them no snapshot of it can be restored and proved.
 
 ARG DEBIAN=bookworm
 ARG OPERATOR=registry.arca.run/memoria-operator/operator:0.1.0
@@ -12,6 +13,7 @@ FROM ${OPERATOR} AS operator
 
 FROM docker.io/library/debian:${DEBIAN}-slim AS postgresql
 ARG POSTGRESQL=15
+ARG EXTENSIONS=
 # - postgresql-common would make a cluster of its own at installation.
 # - The just-in-time compiler is 180 MB of LLVM and Z3, and the server works without its files.
 # - libnss-wrapper: see images/initdb.
@@ -32,6 +34,7 @@ RUN groupadd --gid 999 postgres \
         -o DPkg::Options::=--path-exclude='/usr/lib/postgresql/*/lib/bitcode/*' \
         -o DPkg::Options::=--path-exclude='/usr/lib/postgresql/*/lib/llvmjit*' \
         ca-certificates libnss-wrapper "postgresql-${POSTGRESQL}" "postgresql-client-${POSTGRESQL}" \
+        ${EXTENSIONS} \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/log/*.log /var/log/apt
 # Debian's own /usr/bin/psql is a Perl program that guesses the version; these are the real ones.
 ENV PATH=/usr/local/bin:/usr/lib/postgresql/${POSTGRESQL}/bin:/usr/bin:/bin \

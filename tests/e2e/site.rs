@@ -106,6 +106,14 @@ impl Site {
         Ok(site)
     }
 
+    /// Runs SQL in the database's pod, where the socket needs no password.
+    pub async fn as_superuser(&self, database: &str, sql: &str) -> crate::Outcome {
+        let mut psql = Command::new("kubectl");
+        psql.args(["-n", &self.namespace, "exec", "-i", "memoria-postgres-0", "--"]);
+        psql.args(["psql", "-qAt", "-v", "ON_ERROR_STOP=1", "-h", "/tmp", "-U", "postgres", database]);
+        environment::run(&mut psql, Some(sql)).await.map(drop)
+    }
+
     /// A line of progress.
     pub fn say(&self, text: &str) {
         println!("[{:>5.1} s] {}: {text}", self.begin.elapsed().as_secs_f32(), self.namespace);

@@ -203,10 +203,7 @@ async fn databases(site: &Site) -> Outcome {
         CREATE SCHEMA reports;\nCREATE VIEW reports.everything AS SELECT * FROM public.notes;\n\
         \\connect wrong_table\nCREATE TABLE public.audits (id int PRIMARY KEY);\n\
         \\connect wrong_large\nSET ROLE memoria;\nSELECT lo_create(0);\n";
-    let mut psql = Command::new("kubectl");
-    psql.args(["-n", &site.namespace, "exec", "-i", "memoria-postgres-0", "--"]);
-    psql.args(["psql", "-qAt", "-v", "ON_ERROR_STOP=1", "-h", "/tmp", "-U", "postgres", "postgres"]);
-    environment::run(&mut psql, Some(script)).await.context("the databases")?;
+    site.as_superuser("postgres", script).await.context("the databases")?;
 
     let secret: Secret = site.api().get("memoria-db").await?;
     let url = secret.data.and_then(|mut data| data.remove("url")).context("the database's URL")?;

@@ -29,6 +29,14 @@ impl Suite {
         }
     }
 
+    /// Packages of extensions that this release has for that major of PostgreSQL, as `images/tools.Dockerfile` takes them.
+    pub fn extensions(self, major: &str) -> &'static str {
+        match (self, major) {
+            (Self::Trixie, "17") => "postgresql-17-pgvector",
+            _ => "",
+        }
+    }
+
     /// The base image's name in the layout.
     pub fn base(self) -> String {
         format!("base/{}", self.name())

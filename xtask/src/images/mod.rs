@@ -231,7 +231,7 @@ impl Work<'_> {
             name,
             dockerfile: self.root.join("images/tools.Dockerfile"),
             target: Some(target),
-            arguments: &[("DEBIAN", suite.name()), ("POSTGRESQL", major)],
+            arguments: &[("DEBIAN", suite.name()), ("POSTGRESQL", major), ("EXTENSIONS", suite.extensions(major))],
             suite,
             copies: &["images/initdb"],
         })
