@@ -127,6 +127,10 @@ pub struct PlannedRollback {
     pub automatic: bool,
     /// Rows written since Start that a rollback may set aside without asking.
     pub data_loss_budget_rows: i64,
+    /// Tables whose inserted rows it puts back into the restored data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub carry_forward: Vec<String>,
 }
 
 /// A target as it was found and as it shall be.
@@ -368,8 +372,8 @@ pub struct PhaseRecord {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde takes")]
-fn is_zero(seconds: &i64) -> bool {
-    *seconds == 0
+pub(crate) fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -486,7 +490,8 @@ pub struct RollbackRecord {
     /// Whether the snapshot was restored; false when digests proved that nothing had changed. Absent before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<bool>,
-    /// SHA-256 over schema and all tables' digests after it, in hex: the snapshot's.
+    /// SHA-256 over schema and all tables' digests after it, in hex: the snapshot's, or, where rows were carried, the one
+    /// that the snapshot's and theirs add up to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_digest: Option<String>,
     /// Rows in the database after it.
@@ -495,7 +500,8 @@ pub struct RollbackRecord {
     /// Where the failed state and the late writes lie, below the volume's root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_state: Option<String>,
-    /// Rows inserted, updated and deleted since Start, set aside in `failedState`.
+    /// Rows inserted, updated and deleted since Start, set aside in `failedState`. Known once they are counted, also while
+    /// a decision is waited for.
     #[serde(default)]
     pub late_inserted: i64,
     #[serde(default)]
@@ -504,7 +510,11 @@ pub struct RollbackRecord {
     #[serde(default)]
     /// See `lateInserted`.
     pub late_deleted: i64,
-    /// Of which tables these rows are: those with most of them, ten at most.
+    /// How many of the inserted ones `carryForward` put back into the restored data, so that they are not lost; while a
+    /// decision is waited for, how many it would.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub late_carried: i64,
+    /// Of which tables these rows are: those of `carryForward`, then those with most of them, ten at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late_tables: Vec<TableLate>,
     /// What made the way back fail; present only then.
@@ -524,6 +534,13 @@ pub struct TableLate {
     pub updated: i64,
     /// Rows of the baseline that are gone.
     pub deleted: i64,
+    /// Of the inserted rows those that `carryForward` put back into the restored data; while a decision is waited for,
+    /// those that it would.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub carried: i64,
+    /// Why rows of a table of `carryForward` stay aside; absent for other tables, and where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_carried: Option<String>,
 }
 
 /// A decision that was acted on, or refused.

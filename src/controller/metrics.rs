@@ -193,7 +193,7 @@ impl Metrics {
             for old in std::mem::take(&mut known.late) {
                 self.late.remove(&old);
             }
-            for TableLate { table, inserted, updated, deleted } in late(after) {
+            for TableLate { table, inserted, updated, deleted, .. } in late(after) {
                 for (change, rows) in [("inserted", inserted), ("updated", updated), ("deleted", deleted)] {
                     let (namespace, release) = own();
                     let labels = WrittenLate { namespace, release, table: table.clone(), change };

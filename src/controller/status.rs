@@ -352,7 +352,13 @@ fn rolled_back(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, message: &str
     };
     let late = rollback.late_inserted + rollback.late_updated + rollback.late_deleted;
     let aside = match &rollback.failed_state {
-        Some(place) if late > 0 => format!("; {late} later writes are set aside in {place}"),
+        Some(place) if late > 0 => {
+            let carried = match rollback.late_carried {
+                0 => String::new(),
+                rows => format!(", {rows} of them are in the restored data, too"),
+            };
+            format!("; {late} later writes are set aside in {place}{carried}")
+        }
         _ => String::new(),
     };
     let from = &upgrade.spec.from;

@@ -13,7 +13,10 @@ use crate::{
         upgrade::{Category, DatabaseIdentity, Engine},
     },
     snapshot::{
-        Error, Result, dump, identity, markers, peers, pooler, quote_ident,
+        Error, Result, dump, identity,
+        late::carry::{self, Found},
+        markers, peers, pooler, quote_ident,
+        schema::{self, Kind},
         session::{application_name, execute},
     },
 };
@@ -53,6 +56,7 @@ pub async fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
     }
     privileges(&mut session, &identity, &mut findings).await?;
     obstacles(&mut session, &mut findings).await?;
+    carry_forward(&mut session, &order.carry_forward, &mut findings).await?;
     let prepared = peers::prepared(&mut session).await?;
     if !prepared.is_empty() {
         findings.push(failed("PreparedTransactions", super::fence::prepared_transactions(&prepared).message));
@@ -151,6 +155,20 @@ async fn privileges(
             ));
         }
     }
+    Ok(())
+}
+
+/// Tables that a restore could never carry forward.
+async fn carry_forward(session: &mut PgConnection, names: &[String], findings: &mut Vec<CheckResult>) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let schema = schema::read(session).await?;
+    let find = |name: &str| {
+        let relation = schema.relations.values().find(|relation| carry::means(name, relation))?;
+        Some(Found { has_rows: relation.kind == Kind::Table, primary_key: &relation.primary_key })
+    };
+    findings.extend(carry::obstacles(names, find).map(|message| failed(carry::CHECK, message)));
     Ok(())
 }
 

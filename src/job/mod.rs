@@ -8,6 +8,7 @@ mod exchange;
 mod fence;
 mod guard;
 mod inspect;
+mod loss;
 pub mod manifest;
 mod portable;
 pub mod protocol;
@@ -80,7 +81,7 @@ pub async fn run() -> ExitCode {
 async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bool>) -> Result<JobReport> {
     if context.engine() == Engine::Sqlite {
         match order {
-            JobOrder::Inspect(order) => return sqlite::inspect::run(context, order),
+            JobOrder::Inspect(order) => return sqlite::inspect::run(context, order).await,
             JobOrder::Fence(order) => return sqlite::fence::run(context, order).await,
             JobOrder::Snapshot(order) => return sqlite::snapshot::run(context, order).await,
             JobOrder::Guard(order) => return sqlite::guard::run(context, order, stop).await,

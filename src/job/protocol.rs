@@ -9,7 +9,7 @@ use crate::{
     api::{
         GoDuration,
         release::CheckResult,
-        upgrade::{Category, DatabaseIdentity, Engine, MigrationRecord, TableLate},
+        upgrade::{self, Category, DatabaseIdentity, Engine, MigrationRecord, TableLate},
     },
     rescue::RescueState,
 };
@@ -101,6 +101,9 @@ pub struct DataVolume {
 #[serde(rename_all = "camelCase")]
 pub struct InspectOrder {
     pub database: DatabaseTask,
+    /// Tables that must be there, with a primary key: those whose late rows a restore is to carry forward.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carry_forward: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,6 +219,9 @@ pub struct RestoreOrder {
     pub baseline_directory: Option<String>,
     /// How many rows written since the baseline may be taken back without asking.
     pub data_loss_budget_rows: i64,
+    /// Tables whose rows that were inserted since the baseline go back into the restored data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carry_forward: Vec<String>,
     pub limit_seconds: u64,
 }
 
@@ -482,7 +488,7 @@ pub struct BaselineFacts {
 pub struct RestoreFacts {
     /// False: digests proved that nothing had changed, or the report says why nothing was restored.
     pub restored: bool,
-    /// Of the snapshot, as it is live again.
+    /// Of the snapshot, as it is live again, with the rows that were carried forward.
     pub rows: i64,
     pub tables: i32,
     pub data_digest: String,
@@ -494,6 +500,9 @@ pub struct RestoreFacts {
     pub late_inserted: i64,
     pub late_updated: i64,
     pub late_deleted: i64,
-    /// The same by table, at most ten.
+    /// Of the inserted ones those that are in the restored data all the same.
+    #[serde(default, skip_serializing_if = "upgrade::is_zero")]
+    pub late_carried: i64,
+    /// The late rows by table, at most ten: first those that were to be carried forward.
     pub late_tables: Vec<TableLate>,
 }

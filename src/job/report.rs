@@ -43,7 +43,12 @@ pub fn texts(report: &mut JobReport) -> Vec<&mut String> {
         Some(Facts::Fence(facts)) => texts.extend(&mut facts.others),
         Some(Facts::Migrate(facts)) => texts.extend(facts.differences.iter_mut().chain(&mut facts.extra)),
         Some(Facts::Check(facts)) => texts.extend(facts.checks.iter_mut().map(|check| &mut check.message)),
-        Some(Facts::Restore(facts)) => texts.extend(facts.late_tables.iter_mut().map(|late| &mut late.table)),
+        Some(Facts::Restore(facts)) => {
+            for late in &mut facts.late_tables {
+                texts.push(&mut late.table);
+                texts.extend(&mut late.not_carried);
+            }
+        }
         Some(
             Facts::Reference(_)
             | Facts::Rehearsal(_)

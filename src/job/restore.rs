@@ -2,6 +2,7 @@
 //! the snapshot in one transaction. Repeating it is harmless: the marker inside that transaction says whether it is done.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -11,10 +12,9 @@ use tracing::{info, warn};
 
 use super::{
     context::Context,
-    fence,
+    fence, loss,
     protocol::{Facts, JobReport, RestoreFacts, RestoreOrder},
-    report::{self, LIST_LIMIT},
-    snapshot,
+    report, snapshot,
 };
 use crate::{
     api::upgrade::Category,
@@ -23,12 +23,15 @@ use crate::{
         Error, Result,
         digest::{self, DataDigest},
         dump, freeze, identity,
-        late::{self, Late},
+        late::{
+            self, Late,
+            carry::{self, Came, Carry},
+        },
         manifest::{self, Stored},
         markers::{self, Marker},
         peers,
         restore::{self, End, Evidence, FailedState, Plan, STEP, Side},
-        schema::{self, Schema},
+        schema::{self, Relation, Schema},
         session::{application_name, execute},
         tools::Tools,
     },
@@ -128,7 +131,7 @@ impl Work<'_> {
         let live = freeze::freeze(&mut session).await?;
         let data =
             digest::all(&mut session, &live, |table, digest| info!(table, rows = digest.rows, "digested")).await?;
-        if self.is_snapshot(&live, &data).is_empty() {
+        if self.differences(&Came::new(), &live, &data)?.is_empty() {
             restore::close_unfinished(&mut session, &self.snapshot.stored.manifest, "Unchanged").await?;
             execute(&mut session, "letting go of the tables", "COMMIT").await?;
             let facts = self.facts(false);
@@ -142,12 +145,24 @@ impl Work<'_> {
         let major = session.server_version_num().unwrap_or_default() / 10_000;
         let tools = Tools::of(major).await?;
         let failed = self.save(&tools, &mut session, &live, &data).await?;
-        let late = self.late(&mut session, &live, &failed).await?;
+        let found = self.late(&mut session, &live, &failed).await?;
         freeze::release(&mut session).await?;
-        let facts = match self.accepted(&failed, late) {
-            Ok(facts) => facts,
-            Err(report) => return Ok(*report),
+        let (accepted, budget) = (self.context.input.accept_data_loss, self.order.data_loss_budget_rows);
+        let mut facts = RestoreFacts {
+            failed_state: Some(failed.directory.clone()),
+            failed_state_bytes: failed.bytes(),
+            ..self.facts(true)
         };
+        let none = Late::default();
+        let carry = Carry {
+            directory: &failed.path,
+            late: found.as_ref().unwrap_or(&none),
+            named: self.named(&live),
+            allowed: (!accepted).then_some(budget),
+        };
+        if let Some(report) = loss::before(&carry, found.as_ref().err(), self.order, &mut facts) {
+            return Ok(report);
+        }
         let mut evidence = self.evidence(&failed, facts);
         let plan = Plan {
             tools: &tools,
@@ -157,10 +172,12 @@ impl Work<'_> {
             schema: &self.snapshot.schema,
             failed_schema: &live,
             failed_data: &data,
+            carry: &carry,
             limit: self.left(),
         };
         match restore::run(&mut session, &plan, &mut evidence).await? {
             End::Committed => drop(session.close().await),
+            End::LosesTooMuch => return Ok(loss::over_budget(evidence.facts, budget)),
             End::Unknown(error) => {
                 warn!(%error, "COMMIT was not answered; the marker decides");
                 drop(session);
@@ -215,21 +232,21 @@ impl Work<'_> {
         self.prove(session, evidence).await.map(Some)
     }
 
-    /// What tells the database from the snapshot; nothing when it is the same.
-    fn is_snapshot(&self, live: &Schema, data: &DataDigest) -> Vec<String> {
+    /// What tells the database from the snapshot with these rows; nothing when it is the same.
+    fn differences(&self, came: &Came, live: &Schema, data: &DataDigest) -> Result<Vec<String>> {
         let structure = dump::structure(&self.snapshot.schema, live);
-        if structure.is_empty() {
-            self.snapshot.stored.manifest.data().differences(data, live)
-        } else {
-            vec![structure]
+        if !structure.is_empty() {
+            return Ok(vec![structure]);
         }
+        Ok(carry::with(self.snapshot.stored.manifest.data(), came)?.differences(data, live))
     }
 
-    /// After COMMIT, on a connection that took no part in it: the data is the snapshot's. Leaves the evidence.
+    /// After COMMIT, on a connection that took no part in it: the data is the snapshot's, with what was carried forward. Leaves
+    /// the evidence.
     async fn prove(&self, session: &mut PgConnection, mut evidence: Evidence) -> Result<JobReport> {
         let live = schema::read(session).await?;
         let data = digest::all(session, &live, |_, _| {}).await?;
-        let differences = self.is_snapshot(&live, &data);
+        let differences = self.differences(&evidence.carried, &live, &data)?;
         if !differences.is_empty() {
             let message = format!(
                 "the snapshot was restored at {}, but the database is not it any more: {}; find what wrote since",
@@ -251,8 +268,11 @@ impl Work<'_> {
         }
         let facts = evidence.facts;
         let message = format!(
-            "{} rows in {} tables are the snapshot's again, proved on a new connection; the failed state is in {}",
-            facts.rows, facts.tables, evidence.failed_state.directory
+            "{} rows in {} tables are the snapshot's again{}, proved on a new connection; the failed state is in {}",
+            facts.rows,
+            facts.tables,
+            loss::carried(&facts),
+            evidence.failed_state.directory
         );
         Ok(report::done(message, Facts::Restore(facts)))
     }
@@ -303,46 +323,10 @@ impl Work<'_> {
         late::compare(session, live, (&path, &baseline, &sha256), &failed.path, scratch).await.map(Ok)
     }
 
-    /// The report's facts, or the answer when a person has to decide first.
-    fn accepted(&self, failed: &FailedState, late: Result<Late, String>) -> Result<RestoreFacts, Box<JobReport>> {
-        let (accepted, budget) = (self.context.input.accept_data_loss, self.order.data_loss_budget_rows);
-        let mut facts = RestoreFacts {
-            failed_state: Some(failed.directory.clone()),
-            failed_state_bytes: failed.bytes(),
-            ..self.facts(true)
-        };
-        let refusal = match late {
-            Ok(late) => {
-                facts.late_inserted = late.inserted;
-                facts.late_updated = late.updated;
-                facts.late_deleted = late.deleted;
-                facts.late_tables = late.tables.iter().take(LIST_LIMIT).cloned().collect();
-                (late.rows() > budget).then(|| {
-                    let message = format!(
-                        "clients wrote after the upgrade: {} rows inserted, {} updated, {} deleted, more than the budget of \
-                         {budget}; they are kept in {}, and nothing was restored. Decide whether they may be taken back",
-                        late.inserted, late.updated, late.deleted, failed.directory
-                    );
-                    ("DataLossOverBudget", message)
-                })
-            }
-            Err(why) => {
-                let message = format!(
-                    "clients may have written after the upgrade, and how much is unknown: {why}; the whole state is kept in \
-                     {}, and nothing was restored. Decide whether what they wrote may be taken back",
-                    failed.directory
-                );
-                Some(("LateWritesUnknown", message))
-            }
-        };
-        match refusal {
-            Some((reason, message)) if !accepted => {
-                facts.restored = false;
-                let report = report::refused(Category::Decision, reason, message);
-                Err(Box::new(JobReport { facts: Some(Facts::Restore(facts)), ..report }))
-            }
-            _ => Ok(facts),
-        }
+    /// The tables of the failed state that are to be carried forward.
+    fn named(&self, live: &Schema) -> BTreeSet<String> {
+        let wanted = |table: &Relation| self.order.carry_forward.iter().any(|name| carry::means(name, table));
+        live.tables().filter(|(_, table)| wanted(table)).map(|(name, _)| name.to_owned()).collect()
     }
 
     fn facts(&self, restored: bool) -> RestoreFacts {
@@ -366,6 +350,7 @@ impl Work<'_> {
             snapshot: Side::new(&self.order.directory, manifest, sha256),
             failed_state: Side::new(&failed.directory, &failed.stored.manifest, &failed.stored.sha256),
             facts,
+            carried: Came::new(),
             sequences_before: Default::default(),
             sequences_after: Default::default(),
             started_at: self.started_at,

@@ -19,7 +19,7 @@ use crate::{
         },
     },
     commands::Command,
-    job::protocol::Facts,
+    job::protocol::{Facts, RestoreFacts},
 };
 
 /// The answer: store the journal first, then do the actions, then look again at `wake` or when something changes.
@@ -215,9 +215,14 @@ impl Driver<'_> {
                 Decision { journal: next, actions, wake }
             }
             Step::Wait { message } => {
-                let asked = turning && phase::asked(self.seen.jobs.get(phase::RESTORE)).is_some();
-                if phase.name == phase::IMPORT_SNAPSHOT && asked && !accepted(&next) {
-                    rollback(&mut next).awaiting = Some(format!("{:?}", DecisionAction::AcceptDataLoss));
+                let asked = phase::asked(self.seen.jobs.get(phase::RESTORE)).filter(|_| turning && !accepted(&next));
+                if let Some(report) = asked.filter(|_| phase.name == phase::IMPORT_SNAPSHOT) {
+                    let record = rollback(&mut next);
+                    record.awaiting = Some(format!("{:?}", DecisionAction::AcceptDataLoss));
+                    // Whoever decides sees of which tables the rows are.
+                    if let Some(Facts::Restore(facts)) = &report.facts {
+                        note_late(record, facts.clone());
+                    }
                 }
                 self.say(&mut next, message, wake);
                 // A pod that outlives its grace period is worth saying although nothing changes.
@@ -354,13 +359,9 @@ impl Driver<'_> {
                 let record = rollback(journal);
                 record.awaiting = None;
                 record.restored = Some(facts.restored);
-                record.data_digest = Some(facts.data_digest);
+                record.data_digest = Some(facts.data_digest.clone());
                 record.rows = Some(facts.rows);
-                record.failed_state = facts.failed_state;
-                record.late_inserted = facts.late_inserted;
-                record.late_updated = facts.late_updated;
-                record.late_deleted = facts.late_deleted;
-                record.late_tables = facts.late_tables;
+                note_late(record, facts);
             }
             Some(Facts::Check(facts)) => {
                 for check in facts.checks {
@@ -592,6 +593,16 @@ fn is_back(phase: &Phase) -> bool {
 
 fn rollback(journal: &mut MemoriaUpgradeStatus) -> &mut RollbackRecord {
     journal.rollback.get_or_insert_default()
+}
+
+/// What clients wrote late, and where it is kept.
+fn note_late(record: &mut RollbackRecord, facts: RestoreFacts) {
+    record.failed_state = facts.failed_state;
+    record.late_inserted = facts.late_inserted;
+    record.late_updated = facts.late_updated;
+    record.late_deleted = facts.late_deleted;
+    record.late_carried = facts.late_carried;
+    record.late_tables = facts.late_tables;
 }
 
 fn accepted(journal: &MemoriaUpgradeStatus) -> bool {

@@ -200,7 +200,13 @@ fn a_loss_over_the_budget_waits_for_a_persons_word_with_writers_stopped() {
     world.faults.push(Fault::JobFails { step: "restore", category: Category::Decision, reason: "DataLossOverBudget" });
     world.run();
     assert_eq!(world.journal.outcome, None);
-    assert_eq!(world.journal.rollback.as_ref().unwrap().awaiting.as_deref(), Some("AcceptDataLoss"));
+    let record = world.journal.rollback.clone().unwrap();
+    assert_eq!(record.awaiting.as_deref(), Some("AcceptDataLoss"));
+    // Whoever decides sees what is at stake.
+    assert_eq!((record.restored, record.late_inserted, record.late_carried), (None, 5, 3));
+    assert_eq!(record.failed_state.as_deref(), Some("memoria-0b8ff1f4/memoria-1/failed"));
+    let told: Vec<_> = record.late_tables.iter().map(|table| (table.carried, table.not_carried.as_deref())).collect();
+    assert_eq!(told, [(3, None), (0, Some("it has no primary key"))]);
     stopped(&world);
     assert!(world.journal.writers_back_at.is_none());
     assert!(world.seen.targets.values().all(|target| target.image == NEW), "nothing moves before that word");
@@ -209,6 +215,12 @@ fn a_loss_over_the_budget_waits_for_a_persons_word_with_writers_stopped() {
     rolled_back(&world);
     at(&world, "job restore-accepted");
     assert_eq!(world.journal.decisions[0].name, "so-be-it");
+    // What the restore itself says at last counts.
+    let record = world.journal.rollback.clone().unwrap();
+    assert_eq!(
+        (record.restored, record.awaiting, record.late_inserted, record.late_tables),
+        (Some(true), None, 0, vec![])
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
         settings::{ConfigReport, PlannedConfig},
         upgrade::{
             Category, DatabaseIdentity, Engine, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage,
-            PlannedTarget, PlannedWorker,
+            PlannedTarget, PlannedWorker, TableLate,
         },
     },
     job::{
@@ -229,7 +229,7 @@ impl World {
             gate_seconds: 600,
             candidate_seconds: 0,
             checks: Vec::new(),
-            rollback: PlannedRollback { automatic: true, data_loss_budget_rows: 0 },
+            rollback: PlannedRollback { automatic: true, ..PlannedRollback::default() },
             estimates: None,
         };
         let seen = Observed {
@@ -504,7 +504,8 @@ impl World {
                         "CheckInconclusive" => Verdict::Inconclusive,
                         _ => Verdict::Failed,
                     };
-                    let report = Some(report(false, reason, Some(*category), checked(step, verdict)));
+                    let late = || (*reason == "DataLossOverBudget").then(late_facts);
+                    let report = Some(report(false, reason, Some(*category), checked(step, verdict).or_else(late)));
                     return JobState::Finished { succeeded: false, report, detail: "exit 1".into() };
                 }
                 Fault::JobLost { step: lost, times } if *lost == step && made <= *times => {
@@ -538,6 +539,24 @@ impl World {
         let report = Some(report(true, "Done", None, facts));
         JobState::Finished { succeeded: true, report, detail: "Complete".into() }
     }
+}
+
+/// What a restore says that found late writes in two tables, and could carry forward those of one.
+pub fn late_facts() -> Facts {
+    let table = |table: &str, inserted, carried, not_carried: Option<&str>| TableLate {
+        table: table.to_owned(),
+        inserted,
+        carried,
+        not_carried: not_carried.map(str::to_owned),
+        ..TableLate::default()
+    };
+    Facts::Restore(RestoreFacts {
+        failed_state: Some("memoria-0b8ff1f4/memoria-1/failed".into()),
+        late_inserted: 5,
+        late_carried: 3,
+        late_tables: vec![table("audits", 3, 3, None), table("records", 2, 0, Some("it has no primary key"))],
+        ..RestoreFacts::default()
+    })
 }
 
 /// What is said of a check that runs a CronJob's template.

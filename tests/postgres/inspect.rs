@@ -11,9 +11,14 @@ use crate::{
 };
 
 async fn order(cluster: &Cluster) -> JobOrder {
+    order_for(cluster, &[]).await
+}
+
+async fn order_for(cluster: &Cluster, carry_forward: &[&str]) -> JobOrder {
     let mut database = task(cluster, "prod-1").await;
     database.identity = None;
-    JobOrder::Inspect(InspectOrder { database })
+    let carry_forward = carry_forward.iter().map(|name| (*name).to_owned()).collect();
+    JobOrder::Inspect(InspectOrder { database, carry_forward })
 }
 
 fn facts(answer: &Answer) -> InspectFacts {
@@ -90,6 +95,34 @@ async fn every_obstacle_is_found_with_object_and_fix() {
     let left = facts(&site.run(&order(&cluster).await, &cluster).await).findings;
     let left: Vec<_> = left.iter().map(|finding| finding.name.as_str()).collect();
     assert_eq!(left, ["LargeObjects", "ForeignTables", "Subscriptions"]);
+}
+
+#[tokio::test]
+async fn tables_that_could_never_be_carried_forward_are_named_with_the_field() {
+    let (cluster, site) = (Cluster::start().await, Site::new());
+    cluster.app(MEMORIA).await;
+    cluster
+        .app(
+            "CREATE TABLE loose (t text); CREATE SCHEMA extra; CREATE TABLE extra.\"Audits\" (id int PRIMARY KEY);
+             CREATE TABLE parts (n int PRIMARY KEY) PARTITION BY RANGE (n);
+             CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100)",
+        )
+        .await;
+    let good = ["agents", "public.teams", "extra.Audits", "parts_1"];
+    assert_eq!(facts(&site.run(&order_for(&cluster, &good).await, &cluster).await).findings, Vec::new());
+    let bad = ["agents", "audits", "Audits", "loose", "parts"];
+    let found = facts(&site.run(&order_for(&cluster, &bad).await, &cluster).await).findings;
+    let [finding] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((finding.name.as_str(), finding.result), ("CarryForward", Verdict::Failed));
+    for part in [
+        "carryForward names audits, but the database has no such table",
+        "carryForward names Audits, but the database has no such table",
+        "carryForward names loose, which has no primary key",
+        "carryForward names parts, which has no rows of its own",
+    ] {
+        assert!(finding.message.contains(part), "{part}: {}", finding.message);
+    }
+    assert!(!finding.message.contains("agents"), "{}", finding.message);
 }
 
 #[tokio::test]

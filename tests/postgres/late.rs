@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     restore::{FAILED, Ready, facts},
-    site::{Answer, task},
+    site::{Answer, Running, task},
 };
 
 const BASELINE: &str = "prod-0b8ff1f4/prod-1/baseline";
@@ -31,6 +31,7 @@ UPDATE agents SET name = name; DELETE FROM keyed WHERE b < 3; DELETE FROM loose 
 
 pub struct Upgraded {
     pub ready: Ready,
+    pub carry_forward: Vec<String>,
     sha256: String,
 }
 
@@ -44,23 +45,33 @@ impl Upgraded {
 
     /// A database with more in it, its snapshot, what an upgrade made of it, and the baseline of that.
     pub async fn with(more: &str) -> Self {
+        Self::after(more, "").await
+    }
+
+    /// The same, where the upgrade did more as well.
+    pub async fn after(more: &str, upgrade: &str) -> Self {
         let ready = Ready::new(more).await;
-        ready.cluster.app(UPGRADE).await;
+        ready.cluster.app(&format!("{UPGRADE}; {upgrade}")).await;
         let answer = baseline(&ready).await;
         answer.is(true, "Done", None);
         let facts = baseline_facts(&answer);
-        let mut upgraded = Self { ready, sha256: facts.sha256 };
+        let mut upgraded = Self { ready, carry_forward: Vec::new(), sha256: facts.sha256 };
         upgraded.ready.input.late_writes_possible = true;
         upgraded.ready.input.baseline_sha256 = Some(upgraded.sha256.clone());
         upgraded
     }
 
     pub async fn restore(&self, budget: i64) -> Answer {
+        self.spawn(budget).await.end().await
+    }
+
+    pub async fn spawn(&self, budget: i64) -> Running {
         let mut order = self.ready.order().await;
         order.baseline_directory = Some(BASELINE.to_owned());
         order.data_loss_budget_rows = budget;
+        order.carry_forward.clone_from(&self.carry_forward);
         let pod = self.ready.site.other_pod();
-        pod.spawn(&JobOrder::Restore(order), &self.ready.input, &self.ready.cluster.url_text()).end().await
+        pod.spawn_kept(&JobOrder::Restore(order), &self.ready.input, &self.ready.cluster.url_text())
     }
 
     /// Without the hashes of rows that have a key.
@@ -97,7 +108,7 @@ fn baseline_facts(answer: &Answer) -> BaselineFacts {
 }
 
 fn late(table: &str, inserted: i64, updated: i64, deleted: i64) -> TableLate {
-    TableLate { table: table.to_owned(), inserted, updated, deleted }
+    TableLate { table: table.to_owned(), inserted, updated, deleted, ..TableLate::default() }
 }
 
 #[tokio::test]

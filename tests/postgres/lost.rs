@@ -109,6 +109,7 @@ async fn restored_although_cut(told: bool) {
         failed_directory: FAILED.to_owned(),
         baseline_directory: None,
         data_loss_budget_rows: 0,
+        carry_forward: Vec::new(),
         limit_seconds: 100,
     };
     let input = JobInput { manifest_sha256: Some(snapshot.manifest_sha256), ..JobInput::default() };

@@ -91,7 +91,8 @@ async fn inspected(cluster: &Cluster, port: u16) -> String {
     let mut database = task(cluster, "prod-1").await;
     database.identity = None;
     let url = format!("postgresql+psycopg2://app:{PASSWORD_ENCODED}@127.0.0.1:{port}/memoria?sslmode=disable");
-    let answer = Site::new().run_with(&JobOrder::Inspect(InspectOrder { database }), &url).await;
+    let answer =
+        Site::new().run_with(&JobOrder::Inspect(InspectOrder { database, carry_forward: Vec::new() }), &url).await;
     answer.is(false, "DirectConnection", Some(Category::Environment));
     answer.report.message
 }

@@ -89,6 +89,7 @@ impl Ready {
             failed_directory: FAILED.to_owned(),
             baseline_directory: None,
             data_loss_budget_rows: 0,
+            carry_forward: Vec::new(),
             limit_seconds: 100,
         }
     }

@@ -88,6 +88,7 @@ async fn what_rescue_needs_lies_beside_the_dump_under_the_manifests_hash() {
         failed_directory: format!("{DIRECTORY}/failed"),
         baseline_directory: None,
         data_loss_budget_rows: 0,
+        carry_forward: Vec::new(),
         limit_seconds: 60,
     };
     order.rescue = Some(Box::new(rescue_state(&JobOrder::Restore(restore))));

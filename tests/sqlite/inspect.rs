@@ -13,7 +13,12 @@ use crate::{
 };
 
 fn order(database: DatabaseTask) -> JobOrder {
-    JobOrder::Inspect(InspectOrder { database: DatabaseTask { identity: None, ..database } })
+    order_for(database, &[])
+}
+
+fn order_for(database: DatabaseTask, carry_forward: &[&str]) -> JobOrder {
+    let carry_forward = carry_forward.iter().map(|name| (*name).to_owned()).collect();
+    JobOrder::Inspect(InspectOrder { database: DatabaseTask { identity: None, ..database }, carry_forward })
 }
 
 fn facts(answer: Answer) -> InspectFacts {
@@ -52,6 +57,23 @@ async fn a_file_in_use_is_described_and_left_alone() {
     assert!(found.findings.is_empty() && found.unfinished.is_empty(), "{:?}", found.findings);
     assert_eq!((fs::read(site.database()).unwrap(), listed()), (before, listed_before));
     app.must("COMMIT");
+}
+
+#[tokio::test]
+async fn tables_that_could_never_be_carried_forward_are_named_while_the_server_writes() {
+    for mode in ["wal", "delete"] {
+        let site = Site::with(mode, &format!("{MEMORIA} CREATE TABLE loose (t TEXT);"));
+        let mut app = Python::open(&site.database());
+        app.must("BEGIN IMMEDIATE").must("INSERT INTO teams VALUES ('t9', 'ninth', NULL)");
+        let found = facts(site.run(&order_for(site.task("run-1"), &["agents", "Teams"])).await);
+        assert!(found.findings.is_empty(), "{:?}", found.findings);
+        let found = facts(site.run(&order_for(site.task("run-1"), &["agents", "public.teams", "loose"])).await);
+        assert_eq!(names(&found), ["CarryForward"]);
+        let message = &found.findings[0].message;
+        assert!(message.contains("names public.teams, but the database has no such table"), "{message}");
+        assert!(message.contains("names loose, which has no primary key"), "{message}");
+        app.must("COMMIT");
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod by_hand;
+mod carry;
 #[path = "../dice.rs"]
 mod dice;
 mod digest;

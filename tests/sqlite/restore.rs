@@ -28,34 +28,53 @@ use crate::{
     snapshot,
 };
 
-const FAILED: &str = "prod-0b8ff1f4/prod-1/failed";
+pub const FAILED: &str = "prod-0b8ff1f4/prod-1/failed";
 const BASELINE: &str = "prod-0b8ff1f4/prod-1/baseline";
 /// What a failed upgrade and its clients leave.
 const FAILURE: &str = "ALTER TABLE agents ADD COLUMN nick TEXT; DROP VIEW team_leads; DELETE FROM teams WHERE team_id = 't2';
     INSERT INTO memory_access_events (memory_id, accessed_at) VALUES ('late', 'x'), ('later', 'x'); DELETE FROM memory_access_events WHERE memory_id LIKE 'late%'";
 
 /// A database with a snapshot, and what happened to it since.
-struct Failed {
-    site: Site,
+pub struct Failed {
+    pub site: Site,
+    pub carry_forward: Vec<String>,
+    pub budget: i64,
     manifest_sha256: String,
 }
 
 impl Failed {
-    async fn new(journal_mode: &str, extra: &str) -> Self {
+    pub async fn new(journal_mode: &str, extra: &str) -> Self {
         let site = Site::with(journal_mode, &format!("{MEMORIA}{extra}"));
         let answer = site.run(&JobOrder::Snapshot(site.snapshot_order())).await;
         let manifest_sha256 = snapshot::facts(&answer).manifest_sha256;
         site.execute(FAILURE);
-        Self { site, manifest_sha256 }
+        Self { site, carry_forward: Vec::new(), budget: 2, manifest_sha256 }
     }
 
-    fn spawn(&self, pod: &Site, change: impl FnOnce(&mut JobInput)) -> Running {
+    /// What the file holds from now on is a client's. Gives the baseline's hash.
+    pub async fn baseline(&self) -> String {
+        let answer = self
+            .site
+            .run(&JobOrder::Baseline(BaselineOrder {
+                database: self.site.task("prod-1"),
+                directory: BASELINE.to_owned(),
+                limit_seconds: 30,
+            }))
+            .await;
+        match answer.report.facts {
+            Some(Facts::Baseline(kept)) => kept.sha256,
+            other => panic!("{other:?}: {}", answer.report.message),
+        }
+    }
+
+    pub fn spawn(&self, pod: &Site, change: impl FnOnce(&mut JobInput)) -> Running {
         let order = RestoreOrder {
             database: self.site.task("prod-1"),
             directory: DIRECTORY.to_owned(),
             failed_directory: FAILED.to_owned(),
             baseline_directory: Some(BASELINE.to_owned()),
-            data_loss_budget_rows: 2,
+            data_loss_budget_rows: self.budget,
+            carry_forward: self.carry_forward.clone(),
             limit_seconds: 60,
         };
         let mut input = JobInput { manifest_sha256: Some(self.manifest_sha256.clone()), ..JobInput::default() };
@@ -67,13 +86,13 @@ impl Failed {
         self.spawn(&self.site.other_pod(), |_| {}).end().await
     }
 
-    fn manifest(&self, directory: &str) -> Manifest {
+    pub fn manifest(&self, directory: &str) -> Manifest {
         let path = self.site.storage.join(directory).join("manifest.json");
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
     /// The digest of what the file holds now, wherever it is in its life.
-    fn digest(&self) -> String {
+    pub fn digest(&self) -> String {
         let lock = Lock::take(&self.site.database(), Duration::from_secs(5)).unwrap();
         let hold = Hold::take(&lock, Duration::from_secs(5)).unwrap();
         let found = content::read(hold.connection().unwrap(), hold.path()).unwrap().data_digest();
@@ -82,7 +101,7 @@ impl Failed {
     }
 }
 
-fn facts(answer: &Answer) -> RestoreFacts {
+pub fn facts(answer: &Answer) -> RestoreFacts {
     match &answer.report.facts {
         Some(Facts::Restore(facts)) => facts.clone(),
         other => panic!("{other:?}: {}", answer.report.message),
@@ -127,7 +146,8 @@ async fn the_snapshot_is_live_again_and_the_failed_state_is_kept() {
 async fn what_was_not_changed_is_not_restored() {
     let site = Site::with("wal", MEMORIA);
     let answer = site.run(&JobOrder::Snapshot(site.snapshot_order())).await;
-    let failed = Failed { manifest_sha256: snapshot::facts(&answer).manifest_sha256, site };
+    let manifest_sha256 = snapshot::facts(&answer).manifest_sha256;
+    let failed = Failed { site, carry_forward: Vec::new(), budget: 0, manifest_sha256 };
     let answer = failed.restore().await;
     answer.is(true, "Done", None);
     assert!(!facts(&answer).restored && !failed.site.storage.join(FAILED).exists());
@@ -243,24 +263,18 @@ const CLIENTS: &str = r#"
 /// A failed upgrade with rows that were written late, taken back.
 async fn restored() -> Failed {
     let failed = Failed::new("wal", TABLES).await;
-    let baseline = JobOrder::Baseline(BaselineOrder {
-        database: failed.site.task("prod-1"),
-        directory: BASELINE.to_owned(),
-        limit_seconds: 30,
-    });
-    let answer = failed.site.run(&baseline).await;
-    let Some(Facts::Baseline(kept)) = answer.report.facts else { panic!("no facts") };
+    let kept = failed.baseline().await;
     failed.site.execute(CLIENTS);
     let accepted = |input: &mut JobInput| {
         (input.late_writes_possible, input.accept_data_loss) = (true, true);
-        input.baseline_sha256 = Some(kept.sha256);
+        input.baseline_sha256 = Some(kept);
     };
     failed.spawn(&failed.site.other_pod(), accepted).end().await.is(true, "Done", None);
     failed
 }
 
 impl Failed {
-    fn reapply(&self, dry_run: bool) -> Report {
+    pub fn reapply(&self, dry_run: bool) -> Report {
         let directory = self.site.storage.join(FAILED);
         let (database, late) = (self.site.database(), set_aside::open(&directory).unwrap());
         let request = reapply::Request { database: &database, directory: &directory, late: &late, dry_run };
@@ -268,7 +282,7 @@ impl Failed {
     }
 
     /// The digest of a table, in a file of this name.
-    fn table(&self, file: &std::path::Path, name: &str) -> memoria_operator::snapshot::digest::TableDigest {
+    pub fn table(&self, file: &std::path::Path, name: &str) -> memoria_operator::snapshot::digest::TableDigest {
         let connection = open_live(file).unwrap();
         let schema = schema::read(&connection, file).unwrap();
         digest::table(&connection, file, name, &schema.tables[name]).unwrap()
@@ -276,7 +290,7 @@ impl Failed {
 }
 
 /// Inserted, updated, deleted and already there, or why none of it was done.
-fn fate(report: &Report, name: &str) -> Result<[i64; 4], String> {
+pub fn fate(report: &Report, name: &str) -> Result<[i64; 4], String> {
     let table = report.tables.iter().find(|table| table.table == name).unwrap();
     match &table.aside {
         None => Ok([table.inserted, table.updated, table.deleted, table.already]),

@@ -407,6 +407,17 @@ pub struct Rollback {
     /// How much may be set aside without asking.
     #[serde(default)]
     pub data_loss_budget: DataLossBudget,
+    /// Tables whose newer rows outlive the way back: rows that were inserted since the new version's servers came back are
+    /// put into the restored data, where that is provable, and then count for nothing lost. For audit tables, to which
+    /// rows are only ever added. Named as SQL names them, on PostgreSQL with the schema unless that is `public`; each needs
+    /// a primary key. At most 8. Default: none. Example: `[retention_policy_audits, policy_artifacts]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        inner(length(min = 1, max = 127), regex(pattern = r"^[A-Za-z_][0-9A-Za-z_$]*([.][A-Za-z_][0-9A-Za-z_$]*)?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub carry_forward: Vec<String>,
     /// Whether pre-flight tries the upgrade of the data and its way back on a copy, while Memoria serves: migrations that
     /// fail, leave a wrong schema or cannot be taken back refuse the version then, before anything is stopped.
     #[serde(default)]
@@ -415,7 +426,12 @@ pub struct Rollback {
 
 impl Default for Rollback {
     fn default() -> Self {
-        Self { automatic: true, data_loss_budget: DataLossBudget::default(), rehearse: Rehearse::default() }
+        Self {
+            automatic: true,
+            data_loss_budget: DataLossBudget::default(),
+            carry_forward: Vec::new(),
+            rehearse: Rehearse::default(),
+        }
     }
 }
 
@@ -436,8 +452,9 @@ pub enum Rehearse {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DataLossBudget {
-    /// Rows inserted, updated or deleted since the new version's servers came back. More than this, and the way back
-    /// waits, writers stopped, for a MemoriaDecision with action AcceptDataLoss. The rows are kept in storage in any case.
+    /// Rows inserted, updated or deleted since the new version's servers came back, without those that `carryForward` put
+    /// back. More than this, and the way back waits, writers stopped, for a MemoriaDecision with action AcceptDataLoss. The
+    /// rows are kept in storage in any case.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub rows: i64,

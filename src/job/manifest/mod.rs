@@ -36,7 +36,7 @@ use super::protocol::{
 };
 use crate::{
     api::{
-        release::Timeouts,
+        release::{Rollback, Timeouts},
         upgrade::{DatabaseIdentity, Engine},
     },
     rescue::RescueState,
@@ -126,10 +126,11 @@ impl RenderError {
 ///
 /// # Errors
 /// [`RenderError`]
-pub fn inspect(ctx: &JobContext) -> Result<Job, RenderError> {
+pub fn inspect(ctx: &JobContext, rollback: &Rollback) -> Result<Job, RenderError> {
+    let carry_forward = rollback.carry_forward.clone();
     let database = DatabaseTask { identity: None, ..task(ctx) };
     let limit_seconds = ctx.timeouts.pre_flight.as_secs();
-    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Inspect(InspectOrder { database }))?
+    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Inspect(InspectOrder { database, carry_forward }))?
         .envs(&ctx.shape.database_env)
         .data(ctx);
     Draft { step: "inspect", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
@@ -333,14 +334,15 @@ pub fn baseline(ctx: &JobContext) -> Result<Job, RenderError> {
 ///
 /// # Errors
 /// [`RenderError`]
-pub fn restore(ctx: &JobContext, step: &'static str, data_loss_budget_rows: i64) -> Result<Job, RenderError> {
+pub fn restore(ctx: &JobContext, step: &'static str, rollback: &Rollback) -> Result<Job, RenderError> {
     let limit_seconds = ctx.timeouts.rollback.as_secs();
     let order = RestoreOrder {
         database: identified(ctx, step)?,
         directory: ctx.storage_directory.clone(),
         failed_directory: format!("{}/failed", ctx.storage_directory),
         baseline_directory: Some(baseline_directory(ctx)),
-        data_loss_budget_rows,
+        data_loss_budget_rows: rollback.data_loss_budget.rows,
+        carry_forward: rollback.carry_forward.clone(),
         limit_seconds,
     };
     let main = ours(ctx, MAIN, tools(ctx, step)?, &JobOrder::Restore(order))?

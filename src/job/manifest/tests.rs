@@ -17,7 +17,7 @@ use super::{
 use crate::{
     api::{
         marks::TEMPLATE_HASH_ANNOTATION,
-        release::{Check, Jobs, KeyRef, SecurityContextMode, Timeouts, UrlFrom},
+        release::{Check, Jobs, KeyRef, Rollback, SecurityContextMode, Timeouts, UrlFrom},
         upgrade::{DatabaseIdentity, Engine},
     },
     job::protocol::{
@@ -135,7 +135,7 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
     let candidate = Probe { name: "server", image: "registry.arca.run/memoria/server:1.0.1", ask_cli: true };
     let prior = Probe { name: "server-prior", image: SERVER, ask_cli: false };
     vec![
-        ("inspect", inspect(ctx).unwrap()),
+        ("inspect", inspect(ctx, &Rollback::default()).unwrap()),
         ("probe-server", probe(ctx, &candidate).unwrap()),
         ("probe-server-prior", probe(ctx, &prior).unwrap()),
         ("defaults", defaults(ctx, "defaults", candidate.image, Some("/srv/config.example.yaml")).unwrap()),
@@ -144,7 +144,7 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("fence", fence(ctx).unwrap()),
         ("snapshot", snapshot(ctx).unwrap()),
         ("baseline", baseline(ctx).unwrap()),
-        ("restore", restore(ctx, "restore", 0).unwrap()),
+        ("restore", restore(ctx, "restore", &Rollback::default()).unwrap()),
         ("migrate", migrate(ctx, SERVER, &migrations, "memoria-0c9e4a1e/run-3").unwrap()),
         ("gate", checks(ctx, CheckStep::Gate, &[Ordered::plain(&a_check())]).unwrap()),
         ("verify", checks(ctx, CheckStep::Verify, &[Ordered::plain(&a_check())]).unwrap()),
@@ -180,12 +180,12 @@ fn each_job_is_rendered_as_it_was() {
 fn each_job_on_a_file_is_rendered_as_it_was() {
     let ctx = on_sqlite();
     let migrations = ["add_memory_provenance".to_owned()];
-    insta::assert_json_snapshot!("sqlite-inspect", inspect(&ctx).unwrap());
+    insta::assert_json_snapshot!("sqlite-inspect", inspect(&ctx, &Rollback::default()).unwrap());
     insta::assert_json_snapshot!("sqlite-reference", reference(&ctx, SERVER, 1 << 30).unwrap());
     insta::assert_json_snapshot!("sqlite-rehearsal", rehearsal(&ctx, SERVER, &migrations, 64 << 20, until()).unwrap());
     insta::assert_json_snapshot!("sqlite-fence", fence(&ctx).unwrap());
     insta::assert_json_snapshot!("sqlite-snapshot", snapshot(&ctx).unwrap());
-    insta::assert_json_snapshot!("sqlite-restore", restore(&ctx, "restore", 0).unwrap());
+    insta::assert_json_snapshot!("sqlite-restore", restore(&ctx, "restore", &Rollback::default()).unwrap());
     insta::assert_json_snapshot!("sqlite-migrate", migrate(&ctx, SERVER, &migrations, "run-3").unwrap());
 }
 

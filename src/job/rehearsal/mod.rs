@@ -287,6 +287,7 @@ impl<'a> Rehearsal<'a> {
             failed_directory: FAILED.to_owned(),
             baseline_directory: None,
             data_loss_budget_rows: 0,
+            carry_forward: Vec::new(),
             limit_seconds: u64::try_from(left.as_secs()).unwrap_or_default(),
         }
     }

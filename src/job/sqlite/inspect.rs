@@ -1,5 +1,6 @@
 //! PreFlight while the Server runs: size, space, permissions and what an upgrade cannot handle. The database is only
-//! stat'ed: opening and closing it here could disturb nobody, but a check of it would read a moving file.
+//! stat'ed: opening and closing it here could disturb nobody, but a check of it would read a moving file. Its schema alone is
+//! read, where a release names tables.
 
 use std::{
     fs::{self, Metadata},
@@ -25,7 +26,8 @@ use crate::{
     },
     snapshot::{
         Error, Result,
-        sqlite::{beside, markers::Markers},
+        late::carry::{self, Found},
+        sqlite::{self, beside, markers::Markers, schema},
     },
 };
 
@@ -47,8 +49,12 @@ const NETWORK: &[(u64, &str)] = &[
     (0x0116_1970, "GFS2"),
 ];
 
-pub fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
-    let place = Place::of(context, &order.database)?;
+pub async fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
+    let (place, carry_forward) = (Place::of(context, &order.database)?, order.carry_forward.clone());
+    sqlite::blocking(move || inspect(&place, &carry_forward)).await
+}
+
+fn inspect(place: &Place, carry_forward: &[String]) -> Result<JobReport> {
     let path = &place.path;
     let mut findings = Vec::new();
     let wal = fs::symlink_metadata(beside(path, "-wal")).map_or(0, |wal| wal.len());
@@ -64,10 +70,10 @@ pub fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
     match &found {
         None => failed("DatabaseFile", Error::FileMissing { path: path.clone() }.to_string()),
         Some(found) => {
-            if let Some(message) = odd(&place, found)? {
+            if let Some(message) = odd(place, found)? {
                 failed("DatabaseFile", message);
             }
-            if let Some(message) = permissions(&place) {
+            if let Some(message) = permissions(place) {
                 failed("DatabasePermissions", message);
             }
             let (kind, free) = file_system(place.directory())?;
@@ -90,6 +96,9 @@ pub fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
             }
         }
     }
+    if findings.is_empty() {
+        findings.extend(never_carried(path, carry_forward));
+    }
     let markers = Markers::read(path)?.all().into_iter();
     let unfinished: Vec<_> = markers.filter(|marker| !marker.finished).map(|marker| marker.attempt).collect();
     let message = format!(
@@ -111,6 +120,27 @@ pub fn run(context: &Context, order: &InspectOrder) -> Result<JobReport> {
         path: Some(path.to_string_lossy().into_owned()),
     };
     Ok(report::done(message, Facts::Inspect(facts)))
+}
+
+/// Tables that a restore could never carry forward. Only for them the file is opened, as any reader does it.
+fn never_carried(path: &Path, names: &[String]) -> Option<CheckResult> {
+    if names.is_empty() {
+        return None;
+    }
+    let (result, message) = match sqlite::open_beside(path).and_then(|connection| schema::read(&connection, path)) {
+        Ok(schema) => {
+            let find = |name: &str| {
+                let (_, table) = schema.tables.iter().find(|(table, _)| carry::means_in_file(name, table))?;
+                Some(Found { has_rows: true, primary_key: &table.primary_key })
+            };
+            (Verdict::Failed, carry::obstacles(names, find)?)
+        }
+        Err(error) => {
+            let message = format!("the tables of spec.rollback.carryForward could not be looked for: {error}");
+            (Verdict::Inconclusive, message)
+        }
+    };
+    Some(CheckResult { name: carry::CHECK.to_owned(), result, message })
 }
 
 /// What is no plain file with one name.

@@ -2,15 +2,18 @@
 //! harmless: what the file holds says whether it is done.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{
     super::{
         context::Context,
+        loss,
         protocol::{Facts, JobInput, JobReport, RestoreFacts, RestoreOrder},
         report,
         snapshot::{clear, make_directory, stored},
@@ -23,7 +26,10 @@ use crate::{
     api::upgrade::Category,
     snapshot::{
         Error, Result, dump, identity,
-        late::Late,
+        late::{
+            Late,
+            carry::{self, Came, Carry},
+        },
         manifest::{self, Manifest, SCHEMA, Stored},
         markers::Marker,
         restore::{Evidence, Side},
@@ -33,7 +39,7 @@ use crate::{
             hold::{Hold, put_back},
             late,
             markers::Lock,
-            restore::{self, Swap},
+            restore::{self, New},
         },
     },
 };
@@ -71,6 +77,20 @@ fn check(directory: &std::path::Path, manifest: &Manifest, order: &RestoreOrder)
     manifest::verify_files(directory, manifest)
 }
 
+/// What the restore's marker holds: the facts of the report that follows, and what the new file holds beyond the snapshot.
+#[derive(Default, Serialize, Deserialize)]
+struct Detail {
+    #[serde(flatten)]
+    facts: RestoreFacts,
+    #[serde(default, skip_serializing_if = "Came::is_empty")]
+    carried: Came,
+}
+
+fn detail(marker: &Marker) -> Result<Detail> {
+    let detail = marker.detail.as_deref().and_then(|detail| serde_json::from_str(detail).ok());
+    detail.ok_or_else(|| Error::Order { what: "the restore's marker holds no facts".to_owned() })
+}
+
 /// One Job's work.
 struct Work {
     place: Place,
@@ -100,7 +120,9 @@ impl Work {
         let markers = lock.markers()?.all();
         let ours = |m: &&Marker| m.release_uid == task.release_uid && m.attempt == task.attempt;
         let begun = markers.iter().find(|marker| ours(marker) && marker.step == STEP);
-        if expected.differences(&current).is_empty() {
+        // A Job that came as far as the swap noted beforehand what its file holds.
+        let noted = begun.and_then(|marker| detail(marker).ok()).unwrap_or_default();
+        if expected.with(&noted.carried)?.differences(&current).is_empty() {
             hold.release()?;
             return match begun {
                 Some(_) => self.done(&lock, &current),
@@ -129,18 +151,46 @@ impl Work {
             return Ok(report::refused(Category::Conflict, "DataChangedAfterRestore", message));
         }
         let failed = self.keep_failed(&hold, &current, started_at)?;
-        let facts = match self.accepted(&failed)? {
-            Ok(facts) => facts,
-            Err(report) => return Ok(*report),
+        let found = self.late()?;
+        let (accepted, budget) = (self.input.accept_data_loss, self.order.data_loss_budget_rows);
+        let mut facts = RestoreFacts {
+            failed_state: Some(self.order.failed_directory.clone()),
+            failed_state_bytes: i64::try_from(failed.manifest.bytes()).unwrap_or(i64::MAX),
+            ..self.facts(true)
         };
-        if begun.is_none() {
-            // The facts of what was saved: a Job that comes after the swap has only these.
-            let detail = serde_json::to_string(&facts).map_err(|error| Error::Order { what: error.to_string() })?;
-            lock.begin(&task.release_uid, &task.attempt, STEP, &detail)?;
+        let none = Late::default();
+        let carry = Carry {
+            directory: &self.failed,
+            late: found.as_ref().unwrap_or(&none),
+            named: self.named(&current),
+            allowed: (!accepted).then_some(budget),
+        };
+        if let Some(report) = loss::before(&carry, found.as_ref().err(), &self.order, &mut facts) {
+            return Ok(report);
         }
         let snapshot = self.directory.join(DATABASE);
-        let swap = Swap { attempt: &task.attempt, snapshot: &snapshot, expected: &expected, current: &current };
-        let mode = restore::swap(hold, &swap)?;
+        let new =
+            New { attempt: &task.attempt, snapshot: &snapshot, expected: &expected, current: &current, carry: &carry };
+        let carried = restore::make(path, &new)?;
+        if !carry.is_empty() {
+            carry.tell(&carried, &mut facts);
+        }
+        if carry.loses_too_much(&carried) {
+            restore::clear(path, &task.attempt)?;
+            return Ok(loss::over_budget(facts, budget));
+        }
+        let came = carry::came(&carried);
+        let expected = expected.with(&came)?;
+        facts.rows = expected.data.rows();
+        facts.data_digest = expected.data_digest();
+        // A Job that comes after the swap has only this.
+        let detail = Detail { facts, carried: came };
+        let detail = serde_json::to_string(&detail).map_err(|error| Error::Order { what: error.to_string() })?;
+        match begun {
+            None => lock.begin(&task.release_uid, &task.attempt, STEP, &detail)?,
+            Some(_) => lock.note((&task.release_uid, &task.attempt, STEP), &detail)?,
+        }
+        let mode = restore::swap(hold, &task.attempt)?;
         let hold = Hold::take(&lock, left())?;
         let restored = content::read(hold.connection()?, path)?;
         let differences = expected.differences(&restored);
@@ -165,24 +215,29 @@ impl Work {
         let markers = lock.markers()?.all();
         let own =
             markers.iter().find(|m| m.release_uid == task.release_uid && m.attempt == task.attempt && m.step == STEP);
-        let detail = own.and_then(|marker| marker.detail.as_deref());
-        let facts: Option<RestoreFacts> = detail.and_then(|detail| serde_json::from_str(detail).ok());
-        let facts = facts.ok_or_else(|| Error::Order { what: "the restore's marker holds no facts".to_owned() })?;
-        self.keep_evidence(&facts, restored)?;
-        lock.finish((&task.release_uid, &task.attempt, STEP), "Done", detail.unwrap_or_default())?;
+        let Some(own) = own else {
+            return Err(Error::Order { what: "the restore's marker is gone".to_owned() });
+        };
+        let Detail { facts, carried } = detail(own)?;
+        self.keep_evidence(&facts, carried, restored)?;
+        let key = (task.release_uid.as_str(), task.attempt.as_str(), STEP);
+        lock.finish(key, "Done", own.detail.as_deref().unwrap_or_default())?;
         self.close_steps(lock, &markers, "Restored")?;
         if let Err(error) = restore::forget(&self.place.path, &task.attempt) {
             warn!(%error, "the failed state's file beside the database stays");
         }
         let message = format!(
-            "{} rows in {} tables are the snapshot's again, proved on a new connection; the failed state is in {}",
-            facts.rows, facts.tables, self.order.failed_directory
+            "{} rows in {} tables are the snapshot's again{}, proved on a new connection; the failed state is in {}",
+            facts.rows,
+            facts.tables,
+            loss::carried(&facts),
+            self.order.failed_directory
         );
         Ok(report::done(message, Facts::Restore(facts)))
     }
 
     /// What was restored over what, beside the failed state; once.
-    fn keep_evidence(&self, facts: &RestoreFacts, restored: &Content) -> Result<()> {
+    fn keep_evidence(&self, facts: &RestoreFacts, carried: Came, restored: &Content) -> Result<()> {
         let Some(failed) = manifest::read(&self.failed)? else {
             let what = "the failed state's manifest is gone".to_owned();
             return Err(Error::Damaged { directory: self.failed.clone(), what });
@@ -196,6 +251,7 @@ impl Work {
             snapshot: Side::new(&self.order.directory, &snapshot.manifest, &snapshot.sha256),
             failed_state: Side::new(&self.order.failed_directory, &failed.manifest, &failed.sha256),
             facts: facts.clone(),
+            carried,
             sequences_before: failed.manifest.sequences.clone(),
             sequences_after: restored.data.sequences.clone(),
             started_at: failed.manifest.started_at,
@@ -260,47 +316,10 @@ impl Work {
         store(live, Some(current), about, &self.failed, &self.scratch)
     }
 
-    /// The report's facts, or the answer when a person has to decide first.
-    fn accepted(&self, failed: &Stored) -> Result<Result<RestoreFacts, Box<JobReport>>> {
-        let directory = &self.order.failed_directory;
-        let mut facts = RestoreFacts {
-            failed_state: Some(directory.clone()),
-            failed_state_bytes: i64::try_from(failed.manifest.bytes()).unwrap_or(i64::MAX),
-            ..self.facts(true)
-        };
-        let refusal = match self.late()? {
-            Ok(late) => {
-                facts.late_inserted = late.inserted;
-                facts.late_updated = late.updated;
-                facts.late_deleted = late.deleted;
-                facts.late_tables = late.tables.into_iter().take(report::LIST_LIMIT).collect();
-                let (inserted, updated, deleted) = (facts.late_inserted, facts.late_updated, facts.late_deleted);
-                let budget = self.order.data_loss_budget_rows;
-                (inserted + updated + deleted > budget).then(|| {
-                    let message = format!(
-                        "clients wrote after the upgrade: {inserted} rows inserted, {updated} updated, {deleted} deleted, \
-                         more than the budget of {budget}; they are kept in {directory}, and nothing was restored. Decide \
-                         whether they may be taken back"
-                    );
-                    ("DataLossOverBudget", message)
-                })
-            }
-            Err(why) => {
-                let message = format!(
-                    "clients may have written after the upgrade, and how much is unknown: {why}; the whole state is kept in \
-                     {directory}, and nothing was restored. Decide whether what they wrote may be taken back"
-                );
-                Some(("LateWritesUnknown", message))
-            }
-        };
-        match refusal {
-            Some((reason, message)) if !self.input.accept_data_loss => {
-                facts.restored = false;
-                let report = report::refused(Category::Decision, reason, message);
-                Ok(Err(Box::new(JobReport { facts: Some(Facts::Restore(facts)), ..report })))
-            }
-            _ => Ok(Ok(facts)),
-        }
+    /// The tables of the failed state that are to be carried forward.
+    fn named(&self, current: &Content) -> BTreeSet<String> {
+        let wanted = |table: &&String| self.order.carry_forward.iter().any(|name| carry::means_in_file(name, table));
+        current.schema.tables.keys().filter(wanted).cloned().collect()
     }
 
     /// What clients wrote since the baseline; the inner error says why that is not known.

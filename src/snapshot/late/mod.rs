@@ -1,6 +1,7 @@
 //! Tells rows that were written after a baseline from all others. The baseline holds of each row its key and its hash,
 //! sorted; comparing reads both sides once, side by side, so memory does not grow with the data.
 
+pub mod carry;
 mod compare;
 mod keep;
 pub mod reapplied;
@@ -15,6 +16,7 @@ use crate::api::upgrade::DatabaseIdentity;
 
 pub use compare::compare;
 pub use keep::{keep, read, verify};
+pub(super) use reapply::carry_forward;
 pub use reapply::{Request as Reapply, reapply};
 pub use set_aside::Late;
 

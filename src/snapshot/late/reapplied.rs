@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::api::upgrade::TableLate;
+use crate::{
+    api::upgrade::{self, TableLate},
+    snapshot::digest::{RowSums, TableDigest},
+};
 
 /// Of each table at most so many conflicts are named.
 pub const NAMED: usize = 20;
@@ -32,14 +35,28 @@ pub struct Table {
     pub deleted: i64,
     /// Rows that were as they were written late already.
     pub already: i64,
+    /// Sums over the rows that came, as they are now.
+    #[serde(skip)]
+    pub came: TableDigest,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aside: Option<Aside>,
 }
 
 impl Table {
+    /// There was nothing to do.
+    pub fn empty(table: &str) -> Self {
+        let came = RowSums::default().finish();
+        Self { table: table.to_owned(), inserted: 0, updated: 0, deleted: 0, already: 0, came, aside: None }
+    }
+
     /// Nothing of it was done.
     pub fn aside(found: &TableLate, aside: Aside) -> Self {
-        Self { table: found.table.clone(), inserted: 0, updated: 0, deleted: 0, already: 0, aside: Some(aside) }
+        Self { aside: Some(aside), ..Self::empty(&found.table) }
+    }
+
+    /// Of the inserted rows those that are in the data.
+    pub fn kept(&self) -> i64 {
+        self.inserted + self.already
     }
 }
 
@@ -49,15 +66,11 @@ impl Table {
 pub struct Aside {
     pub why: String,
     /// Rows that contradict the database.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "upgrade::is_zero")]
     pub conflicting: i64,
     /// The first of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<Conflict>,
-}
-
-fn is_zero(number: &i64) -> bool {
-    *number == 0
 }
 
 impl Aside {

@@ -11,10 +11,14 @@ use std::{
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgDatabaseError};
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::{
-    Late, json_columns,
+    Late,
+    carry::Carry,
+    json_columns,
     reapplied::{Aside, Conflict, NAMED, Report, Table, Why, unfit},
+    set_aside::Chosen,
 };
 use crate::{
     api::upgrade::TableLate,
@@ -51,11 +55,50 @@ pub struct Request<'a> {
 pub async fn reapply(request: &Request<'_>) -> Result<Report> {
     let mut session = session::open(request.url, request.application).await?;
     let live = freeze::freeze(&mut session).await?;
-    let report = within(request, &mut session, &live).await?;
+    let before = digest::all(&mut session, &live, |_, _| {}).await?;
+    let chosen = Chosen::all(request.directory, request.late);
+    let tables = within(&mut session, (&live, &before), &chosen).await?;
+    if !request.dry_run {
+        // Last, because no rollback takes this back. It only ever goes forward, so that does no harm.
+        move_sequences(&mut session, &live, &tables).await?;
+    }
+    let report = Report { dry_run: request.dry_run, tables };
     let end = if request.dry_run { "ROLLBACK" } else { "COMMIT" };
     execute(&mut session, "ending the transaction; the same command tells whether the rows are in", end).await?;
     let _ = session.close().await;
     Ok(report)
+}
+
+/// Puts what is to be carried forward into what the session's open transaction has restored: this schema, and `before`. Rows
+/// that the server will never take stay aside, so that no row can keep the restore from its end.
+pub async fn carry_forward(
+    session: &mut PgConnection,
+    (live, before): (&Schema, &DataDigest),
+    carry: &Carry<'_>,
+) -> Result<Vec<Table>> {
+    let chosen = carry.chosen();
+    execute(session, "setting a savepoint", "SAVEPOINT memoria_carry").await?;
+    match within(session, (live, before), &chosen).await {
+        Err(error) if is_final(&error) => {
+            execute(session, "taking back what went in", "ROLLBACK TO SAVEPOINT memoria_carry").await?;
+            let why = match error.sqlstate() {
+                Some(code) => format!("the server refuses it ({code})"),
+                None => "its file cannot be read".to_owned(),
+            };
+            warn!(why, "no late rows are carried forward");
+            Ok(chosen.tables.iter().map(|found| Table::aside(found, Aside::because(why.clone()))).collect())
+        }
+        other => other,
+    }
+}
+
+/// The same again would meet the same: it is neither the connection, nor a lock, nor want of space.
+fn is_final(error: &Error) -> bool {
+    const MAY_PASS: [&str; 7] = ["08", "40", "53", "55", "57", "58", "XX"];
+    match error {
+        Error::Unreadable { .. } => true,
+        _ => error.sqlstate().is_some_and(|code| !MAY_PASS.contains(&code.get(..2).unwrap_or_default())),
+    }
 }
 
 /// A table whose rows the server has in a temporary table, each with what has to be done.
@@ -64,15 +107,17 @@ struct Staged<'a> {
     relation: &'a Relation,
     /// The temporary table.
     stage: String,
-    counts: Counts,
+    todo: Todo,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Counts {
+struct Todo {
     insert: i64,
     update: i64,
     delete: i64,
     already: i64,
+    /// Sums over the rows that come and go by it.
+    came: TableDigest,
+    went: TableDigest,
 }
 
 impl Staged<'_> {
@@ -86,40 +131,43 @@ impl Staged<'_> {
     }
 }
 
-async fn within(request: &Request<'_>, session: &mut PgConnection, live: &Schema) -> Result<Report> {
+async fn within(
+    session: &mut PgConnection,
+    (live, before): (&Schema, &DataDigest),
+    chosen: &Chosen<'_>,
+) -> Result<Vec<Table>> {
     let relations: BTreeMap<&str, &Relation> = live.tables().collect();
     let (mut staged, mut aside) = (Vec::new(), BTreeMap::new());
-    for (number, found) in request.late.tables.iter().enumerate() {
+    for (number, found) in chosen.tables.iter().copied().enumerate() {
         let name = found.table.as_str();
         let relation = relations.get(name).copied();
-        let covered = request.late.columns.get(name).map(Vec::as_slice);
+        let covered = chosen.late.columns.get(name).map(Vec::as_slice);
         let key = relation.map(|relation| relation.primary_key.as_slice()).unwrap_or_default();
         let why = unfit(covered, key, relation.map(|relation| relation.columns.keys().collect()));
-        let (None, Some(relation), Some(file)) = (why.clone(), relation, request.late.files.get(name)) else {
+        let (None, Some(relation), Some(file)) = (why.clone(), relation, chosen.late.files.get(name)) else {
             aside.insert(name, why.unwrap_or_else(|| Aside::because("there is no file with its rows")));
             continue;
         };
         let stage = format!("pg_temp.memoria_late_{number}");
-        match stage_rows(session, (name, relation), &stage, &request.directory.join(file)).await? {
-            Ok(counts) => staged.push(Staged { found, relation, stage, counts }),
+        let file = chosen.directory.join(file);
+        match stage_rows(session, (name, relation), &stage, (&file, chosen.only_inserted)).await? {
+            Ok(todo) => staged.push(Staged { found, relation, stage, todo }),
             Err(why) => drop(aside.insert(name, why)),
         }
     }
-    put_in(session, live, &mut staged, &mut aside).await?;
-    if !request.dry_run {
-        // Last, because no rollback takes this back. It only ever goes forward, so that does no harm.
-        move_sequences(session, live, &staged).await?;
-    }
+    put_in(session, (live, before), &mut staged, &mut aside).await?;
     let table = |found: &TableLate| match aside.remove(found.table.as_str()) {
         Some(why) => Table::aside(found, why),
         None => {
-            let counts = staged.iter().find(|staged| staged.name() == found.table).map(|staged| staged.counts);
-            let Counts { insert, update, delete, already } = counts.unwrap_or_default();
-            let table = found.table.clone();
-            Table { table, inserted: insert, updated: update, deleted: delete, already, aside: None }
+            let empty = Table::empty(&found.table);
+            let Some(Staged { todo, .. }) = staged.iter().find(|staged| staged.name() == found.table) else {
+                return empty;
+            };
+            let Todo { insert, update, delete, already, .. } = *todo;
+            Table { inserted: insert, updated: update, deleted: delete, already, came: todo.came.clone(), ..empty }
         }
     };
-    Ok(Report { dry_run: request.dry_run, tables: request.late.tables.iter().map(table).collect() })
+    Ok(chosen.tables.iter().copied().map(table).collect())
 }
 
 /// Gives the server a file's rows, and has it find out what has to be done with each.
@@ -127,10 +175,10 @@ async fn stage_rows(
     session: &mut PgConnection,
     (name, relation): (&str, &Relation),
     stage: &str,
-    file: &Path,
-) -> Result<Result<Counts, Aside>> {
+    (file, only_inserted): (&Path, bool),
+) -> Result<Result<Todo, Aside>> {
     execute(session, "setting a savepoint", "SAVEPOINT memoria_stage").await?;
-    let filled = match fill(session, (name, relation), stage, file).await {
+    let filled = match fill(session, (name, relation), stage, (file, only_inserted)).await {
         Ok(()) => classify(session, name, relation, stage).await,
         Err(error) => Err(error),
     };
@@ -144,7 +192,12 @@ async fn stage_rows(
     }
 }
 
-async fn fill(session: &mut PgConnection, (name, relation): (&str, &Relation), stage: &str, file: &Path) -> Result<()> {
+async fn fill(
+    session: &mut PgConnection,
+    (name, relation): (&str, &Relation),
+    stage: &str,
+    (file, only_inserted): (&Path, bool),
+) -> Result<()> {
     let table = stage.trim_start_matches("pg_temp.");
     let make = format!(
         "CREATE TEMPORARY TABLE {table} (change text NOT NULL, before text, hash text, nulls jsonb, row {name},
@@ -158,7 +211,7 @@ async fn fill(session: &mut PgConnection, (name, relation): (&str, &Relation), s
     );
     let (sender, mut pieces) = mpsc::channel(WAITING);
     let path = file.to_owned();
-    let reading = tokio::task::spawn_blocking(move || read(&path, &sender));
+    let reading = tokio::task::spawn_blocking(move || read((&path, only_inserted), &sender));
     let mut sent = Ok(());
     while let Some(Piece { change, before, hash, nulls, row, .. }) = pieces.recv().await {
         let statement = sqlx::query(AssertSqlSafe(insert.clone())).bind(change).bind(before).bind(hash).bind(nulls);
@@ -191,13 +244,13 @@ struct Piece {
 }
 
 /// Hands a file's lines on. A receiver that went away is no error: whoever has it knows why.
-fn read(file: &Path, pieces: &mpsc::Sender<Piece>) -> Result<()> {
+fn read((file, only_inserted): (&Path, bool), pieces: &mpsc::Sender<Piece>) -> Result<()> {
     let failed = || Error::io("reading", file);
     let lines = BufReader::with_capacity(256 * 1024, File::open(file).map_err(failed())?).lines();
     let mut piece = Piece::default();
     for (number, line) in (1..).zip(lines) {
         let line = line.map_err(failed())?;
-        piece.take(&line).map_err(|error| unreadable(file, number, error.to_string()))?;
+        piece.take(&line, only_inserted).map_err(|error| unreadable(file, number, error.to_string()))?;
         if piece.bytes >= PIECE && pieces.blocking_send(std::mem::take(&mut piece)).is_err() {
             return Ok(());
         }
@@ -212,7 +265,7 @@ fn unreadable(file: &Path, row: u64, what: String) -> Error {
 
 impl Piece {
     /// Takes the parts of a line as they are written: a number that is parsed and written again might be another one.
-    fn take(&mut self, line: &str) -> Result<(), json::Malformed> {
+    fn take(&mut self, line: &str, only_inserted: bool) -> Result<(), json::Malformed> {
         let mut members = Vec::new();
         json::members(line.as_bytes(), &mut members)?;
         let raw = |name: &str| {
@@ -220,7 +273,11 @@ impl Piece {
             found.and_then(|member| line.get(member.value.clone())).map(str::to_owned)
         };
         let text = |name: &str| raw(name).map(|quoted| quoted.trim_matches('"').to_owned());
-        self.change.push(text("change").ok_or(json::Malformed("a line says no change"))?);
+        let change = text("change").ok_or(json::Malformed("a line says no change"))?;
+        if only_inserted && change != "inserted" {
+            return Ok(());
+        }
+        self.change.push(change);
         self.before.push(text("before"));
         self.hash.push(text("rowHash"));
         // Of a deleted row the key is all there is.
@@ -266,7 +323,7 @@ async fn counted(
     name: &str,
     relation: &Relation,
     stage: &str,
-) -> Result<Result<Counts, Aside>> {
+) -> Result<Result<Todo, Aside>> {
     let doing = || Error::query(format!("comparing late writes with {name}"));
     let todo: Vec<(String, i64)> =
         sqlx::query_as(AssertSqlSafe(format!("SELECT todo, count(*) FROM {stage} GROUP BY todo")))
@@ -278,7 +335,10 @@ async fn counted(
     let conflicting = todo.iter().map(|(_, count)| count).sum::<i64>() - done.iter().sum::<i64>();
     if conflicting == 0 {
         let [insert, update, delete, already] = done;
-        return Ok(Ok(Counts { insert, update, delete, already }));
+        let hashes = |column: &str, todo: &str| format!("SELECT {column} AS hash FROM {stage} WHERE todo IN ({todo})");
+        let came = digest::of_hashes(session, name, &hashes("hash", "'insert', 'update'")).await?;
+        let went = digest::of_hashes(session, name, &hashes("before", "'update', 'delete'")).await?;
+        return Ok(Ok(Todo { insert, update, delete, already, came, went }));
     }
     let key: Vec<_> = relation
         .primary_key
@@ -303,15 +363,14 @@ async fn counted(
 /// and every digest is as predicted.
 async fn put_in<'a>(
     session: &mut PgConnection,
-    live: &Schema,
+    (live, before): (&Schema, &DataDigest),
     staged: &mut Vec<Staged<'a>>,
     aside: &mut BTreeMap<&'a str, Aside>,
 ) -> Result<()> {
     let references = references(session).await?;
-    let before = digest::all(session, live, |_, _| {}).await?;
     loop {
         execute(session, "setting a savepoint", "SAVEPOINT memoria_reapply").await?;
-        let (table, why) = match once(session, live, staged, &references, &before).await {
+        let (table, why) = match once(session, (live, before), staged, &references).await {
             Ok(()) => break,
             Err(Refused::Never(error)) => return Err(error),
             Err(Refused::Rows { table, why }) => (table, why),
@@ -328,9 +387,8 @@ async fn put_in<'a>(
 }
 
 /// Keys that were inserted are not given out again.
-async fn move_sequences(session: &mut PgConnection, live: &Schema, staged: &[Staged<'_>]) -> Result<()> {
-    let inserted: Vec<_> =
-        staged.iter().filter(|staged| staged.counts.insert > 0).map(|s| s.name().to_owned()).collect();
+async fn move_sequences(session: &mut PgConnection, live: &Schema, tables: &[Table]) -> Result<()> {
+    let inserted: Vec<_> = tables.iter().filter(|table| table.inserted > 0).map(|t| t.table.clone()).collect();
     let positions = digest::sequences(session, live).await?;
     let highest = sequences::highest(session, live, &inserted).await?;
     sequences::forward(session, live, &positions, &highest).await.map(drop)
@@ -363,10 +421,9 @@ fn refusal(error: Error) -> Refused {
 
 async fn once(
     session: &mut PgConnection,
-    live: &Schema,
+    (live, before): (&Schema, &DataDigest),
     staged: &[Staged<'_>],
     references: &BTreeSet<(String, String)>,
-    before: &DataDigest,
 ) -> Result<(), Refused> {
     let order = parents_first(staged, references);
     for staged in &order {
@@ -381,7 +438,11 @@ async fn once(
     let after = digest::all(session, live, |_, _| {}).await.map_err(Refused::Never)?;
     for (name, found) in &after.tables {
         let staged = staged.iter().find(|staged| staged.name() == name);
-        let expected = predicted(session, before.tables.get(name), staged).await.map_err(Refused::Never)?;
+        let was = before.tables.get(name);
+        let expected = match staged {
+            Some(Staged { todo, .. }) => was.and_then(|was| was.changed(&todo.came, &todo.went)),
+            None => was.cloned(),
+        };
         if expected.as_ref() != Some(found) {
             let why = format!("putting them in changes {name} otherwise than predicted, by a trigger or a reference");
             return Err(Refused::Rows { table: staged.map(Staged::place), why });
@@ -398,20 +459,8 @@ fn of_table(refused: Refused, staged: &Staged<'_>) -> Refused {
     }
 }
 
-async fn predicted(
-    session: &mut PgConnection,
-    before: Option<&TableDigest>,
-    staged: Option<&Staged<'_>>,
-) -> Result<Option<TableDigest>> {
-    let (Some(before), Some(Staged { found, stage, .. })) = (before, staged) else { return Ok(before.cloned()) };
-    let hashes = |column: &str, todo: &str| format!("SELECT {column} AS hash FROM {stage} WHERE todo IN ({todo})");
-    let came = digest::of_hashes(session, &found.table, &hashes("hash", "'insert', 'update'")).await?;
-    let went = digest::of_hashes(session, &found.table, &hashes("before", "'update', 'delete'")).await?;
-    Ok(before.changed(&came, &went))
-}
-
 async fn insert(session: &mut PgConnection, staged: &Staged<'_>) -> Result<()> {
-    if staged.counts.insert == 0 {
+    if staged.todo.insert == 0 {
         return Ok(());
     }
     let columns: Vec<_> = written(staged.relation).map(|column| quote_ident(column)).collect();
@@ -435,7 +484,7 @@ async fn update(session: &mut PgConnection, staged: &Staged<'_>) -> Result<()> {
         .filter(|column| !fixed(column))
         .map(|column| format!("{0} = (late.row).{0}", quote_ident(column)))
         .collect();
-    if staged.counts.update == 0 || set.is_empty() {
+    if staged.todo.update == 0 || set.is_empty() {
         return Ok(());
     }
     let (name, stage) = (staged.name(), &staged.stage);
@@ -448,7 +497,7 @@ async fn update(session: &mut PgConnection, staged: &Staged<'_>) -> Result<()> {
 }
 
 async fn delete(session: &mut PgConnection, staged: &Staged<'_>) -> Result<()> {
-    if staged.counts.delete == 0 {
+    if staged.todo.delete == 0 {
         return Ok(());
     }
     let (name, stage, same) = (staged.name(), &staged.stage, same_row(staged.relation));

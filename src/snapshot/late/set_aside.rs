@@ -78,6 +78,23 @@ impl Late {
     }
 }
 
+/// Late writes as they lie in storage, and which of them are meant.
+#[derive(Debug)]
+pub struct Chosen<'a> {
+    /// Where `late.json` lies.
+    pub directory: &'a Path,
+    pub late: &'a Late,
+    pub tables: Vec<&'a TableLate>,
+    /// Without what was updated and deleted.
+    pub only_inserted: bool,
+}
+
+impl<'a> Chosen<'a> {
+    pub fn all(directory: &'a Path, late: &'a Late) -> Self {
+        Self { directory, late, tables: late.tables.iter().collect(), only_inserted: false }
+    }
+}
+
 /// The name of the n-th table's file, from 1 on.
 pub(in crate::snapshot) fn file_name(number: usize) -> String {
     format!("late-{number:04}.ndjson")

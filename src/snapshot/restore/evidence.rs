@@ -10,6 +10,7 @@ use crate::{
     snapshot::{
         digest::SequencePosition,
         error::{Error, Result},
+        late::carry::Came,
         manifest::{Manifest, write_once},
     },
 };
@@ -30,6 +31,9 @@ pub struct Evidence {
     /// What it was before.
     pub failed_state: Side,
     pub facts: RestoreFacts,
+    /// Late rows that are in the data beyond the snapshot's: number and sums by table.
+    #[serde(default, skip_serializing_if = "Came::is_empty")]
+    pub carried: Came,
     pub sequences_before: BTreeMap<String, SequencePosition>,
     pub sequences_after: BTreeMap<String, SequencePosition>,
     pub started_at: jiff::Timestamp,

@@ -1,5 +1,6 @@
 //! Takes a database back to a snapshot in one transaction: everything in scope is dropped and made again from the dump,
-//! proved by schema, grants and every digest, and marked, or nothing happens at all.
+//! proved by schema, grants and every digest, and marked, or nothing happens at all. Late rows that are to be carried forward
+//! go in after that proof, with one of their own, in the same transaction: marker, rows and proof are there together.
 
 mod body;
 mod clear;
@@ -20,6 +21,11 @@ use super::{
     digest::{self, DataDigest},
     dump,
     error::{Error, Result},
+    late::{
+        self,
+        carry::{self, Carry},
+        reapplied::Table,
+    },
     manifest::{DUMP, Manifest},
     markers, peers,
     schema::{self, Kind, Schema},
@@ -47,6 +53,8 @@ pub struct Plan<'a> {
     /// What was read while the failed state was dumped.
     pub failed_schema: &'a Schema,
     pub failed_data: &'a DataDigest,
+    /// What is to go in beyond the snapshot.
+    pub carry: &'a Carry<'a>,
     /// No statement may take longer.
     pub limit: Duration,
 }
@@ -55,6 +63,8 @@ pub struct Plan<'a> {
 #[derive(Debug)]
 pub enum End {
     Committed,
+    /// More rows would have been lost than may be, as the evidence's facts say by now; it was rolled back.
+    LosesTooMuch,
     /// COMMIT was sent and not answered: only the marker knows.
     Unknown(Error),
 }
@@ -66,10 +76,18 @@ pub async fn run(session: &mut PgConnection, plan: &Plan<'_>, evidence: &mut Evi
         execute(session, "beginning the restore", "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         within(session, plan, evidence).await
     };
-    if let Err(error) = ready.await {
-        // The session may be gone; then the server rolls back by itself.
-        let _ = execute(session, "rolling back", "ROLLBACK").await;
-        return Err(error);
+    match ready.await {
+        Ok(true) => {}
+        Ok(false) => {
+            info!("more would be lost than may be; rolling back");
+            execute(session, "rolling back", "ROLLBACK").await?;
+            return Ok(End::LosesTooMuch);
+        }
+        Err(error) => {
+            // The session may be gone; then the server rolls back by itself.
+            let _ = execute(session, "rolling back", "ROLLBACK").await;
+            return Err(error);
+        }
     }
     info!("everything is as the snapshot's manifest says; committing");
     Ok(match execute(session, "committing the restore", "COMMIT").await {
@@ -78,7 +96,8 @@ pub async fn run(session: &mut PgConnection, plan: &Plan<'_>, evidence: &mut Evi
     })
 }
 
-async fn within(session: &mut PgConnection, plan: &Plan<'_>, evidence: &mut Evidence) -> Result<()> {
+/// False where more would be lost than may be.
+async fn within(session: &mut PgConnection, plan: &Plan<'_>, evidence: &mut Evidence) -> Result<bool> {
     let milliseconds = plan.limit.as_millis();
     execute(session, "limiting the restore", format!("SET LOCAL statement_timeout = '{milliseconds}ms'")).await?;
     let manifest = plan.manifest;
@@ -94,9 +113,12 @@ async fn within(session: &mut PgConnection, plan: &Plan<'_>, evidence: &mut Evid
     info!(tables = live.tables().count(), "nobody wrote since the failed state was saved; dropping what it left");
     clear::drop_all(session, &live, &present, &lists).await?;
     make(session, plan, &lists).await?;
-    prove(session, plan).await?;
-    evidence.sequences_before = sequences.clone();
-    evidence.sequences_after = sequences::forward(session, plan.schema, &manifest.sequences, &sequences).await?;
+    let (restored, data) = prove(session, plan).await?;
+    let Some(carried) = carry_forward(session, plan, (&restored, data), evidence).await? else { return Ok(false) };
+    let reached = sequences::forward(session, plan.schema, &manifest.sequences, &sequences).await?;
+    let highest = sequences::highest(session, plan.schema, &carried).await?;
+    evidence.sequences_before = sequences;
+    evidence.sequences_after = sequences::forward(session, plan.schema, &reached, &highest).await?;
     evidence.restored_at = jiff::Timestamp::now();
     let detail = serde_json::to_string(evidence).map_err(|error| Error::Order { what: error.to_string() })?;
     sqlx::query(
@@ -108,8 +130,34 @@ async fn within(session: &mut PgConnection, plan: &Plan<'_>, evidence: &mut Evid
     .bind(detail)
     .execute(session)
     .await
-    .map(drop)
+    .map(|_| true)
     .map_err(Error::query("completing the restore's marker"))
+}
+
+/// Puts the late rows in that are to be carried forward, proved by the digest of all tables, and has the evidence tell of them.
+/// Gives the tables that got some; nothing where more would be lost than may be.
+async fn carry_forward(
+    session: &mut PgConnection,
+    plan: &Plan<'_>,
+    (restored, data): (&Schema, DataDigest),
+    evidence: &mut Evidence,
+) -> Result<Option<Vec<String>>> {
+    if plan.carry.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    let carried = late::carry_forward(session, (restored, &data), plan.carry).await?;
+    plan.carry.tell(&carried, &mut evidence.facts);
+    if plan.carry.loses_too_much(&carried) {
+        return Ok(None);
+    }
+    evidence.carried = carry::came(&carried);
+    let data = carry::with(data, &evidence.carried)?;
+    evidence.facts.rows = data.rows();
+    evidence.facts.data_digest = data.total(&plan.manifest.schema_fingerprint);
+    for Table { table, inserted, already, .. } in &carried {
+        info!(table, inserted, already, "late rows were carried forward");
+    }
+    Ok(Some(evidence.carried.keys().cloned().collect()))
 }
 
 /// Writes the marker of a finished restore, visible only once this commits, and closes what else the attempt began.
@@ -240,8 +288,8 @@ async fn revoke_defaults(session: &mut PgConnection) -> Result<()> {
     execute(session, "taking default rights back", revokes.join("; ")).await
 }
 
-/// Inside the transaction, by the same definition as the manifest's: nothing else may be committed.
-async fn prove(session: &mut PgConnection, plan: &Plan<'_>) -> Result<()> {
+/// Inside the transaction, by the same definition as the manifest's: nothing else may be committed. Gives what is there.
+async fn prove(session: &mut PgConnection, plan: &Plan<'_>) -> Result<(Schema, DataDigest)> {
     let restored = schema::read(session).await?;
     let structure = dump::structure(plan.schema, &restored);
     if !structure.is_empty() {
@@ -252,5 +300,5 @@ async fn prove(session: &mut PgConnection, plan: &Plan<'_>) -> Result<()> {
     if !differences.is_empty() {
         return Err(Error::Parity { what: dump::first(&differences) });
     }
-    Ok(())
+    Ok((restored, data))
 }

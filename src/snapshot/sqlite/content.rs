@@ -11,7 +11,11 @@ use super::{
     hold::ask,
     schema::{self, Schema},
 };
-use crate::snapshot::{Error, Result, digest::DataDigest};
+use crate::snapshot::{
+    Error, Result,
+    digest::DataDigest,
+    late::carry::{self, Came},
+};
 
 /// What one file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +61,11 @@ pub fn header(connection: &Connection, path: &Path) -> Result<Header> {
 impl Content {
     pub fn data_digest(&self) -> String {
         self.data.total(&self.schema.fingerprint())
+    }
+
+    /// The same with these rows.
+    pub fn with(&self, came: &Came) -> Result<Self> {
+        Ok(Self { data: carry::with(self.data.clone(), came)?, ..self.clone() })
     }
 
     /// What in `found` is not as in `self`, each line naming its object.

@@ -80,7 +80,7 @@ impl Writer<'_> {
             (None, Some(is)) => (self.rows("inserted", (is, None), &format!("main.{quoted} AS a"))?, 0, 0),
             (None, None) => (0, 0, 0),
         };
-        Ok(TableLate { table: self.name.to_owned(), inserted, updated, deleted })
+        Ok(TableLate { table: self.name.to_owned(), inserted, updated, deleted, ..TableLate::default() })
     }
 
     /// One line for each row of `a`, a table like the first; `b` is what it was, a row of the second. Gives their number.

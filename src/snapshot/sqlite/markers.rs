@@ -86,6 +86,15 @@ impl Markers {
         path.parent().map_or(Ok(()), manifest::sync_directory)
     }
 
+    fn unfinished(&mut self, (release_uid, attempt, step): (&str, &str, &str)) -> Option<&mut Step> {
+        self.steps.iter_mut().find(|found| {
+            found.release_uid == release_uid
+                && found.attempt == attempt
+                && found.step == step
+                && found.finished_at.is_none()
+        })
+    }
+
     /// The steps in the form that PostgreSQL's markers have, oldest first.
     pub fn all(&self) -> Vec<Marker> {
         let mut steps = self.steps.clone();
@@ -169,13 +178,20 @@ impl Lock {
         })
     }
 
-    /// Writes how a step ended; of a finished one nothing is changed.
-    pub fn finish(&self, (release_uid, attempt, step): (&str, &str, &str), outcome: &str, detail: &str) -> Result<()> {
+    /// Replaces what an unfinished step holds.
+    pub fn note(&self, key: (&str, &str, &str), detail: &str) -> Result<()> {
         self.change(|markers| {
-            let wanted = |s: &&mut Step| {
-                s.release_uid == release_uid && s.attempt == attempt && s.step == step && s.finished_at.is_none()
-            };
-            if let Some(found) = markers.steps.iter_mut().find(wanted) {
+            if let Some(found) = markers.unfinished(key) {
+                found.detail = Some(detail.to_owned());
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes how a step ended; of a finished one nothing is changed.
+    pub fn finish(&self, key: (&str, &str, &str), outcome: &str, detail: &str) -> Result<()> {
+        self.change(|markers| {
+            if let Some(found) = markers.unfinished(key) {
                 found.finished_at = Some(jiff::Timestamp::now());
                 found.outcome = Some(outcome.to_owned());
                 found.detail = Some(detail.to_owned());

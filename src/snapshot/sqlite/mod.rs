@@ -57,7 +57,15 @@ pub(crate) fn open_for_rows(path: &Path) -> Result<Connection> {
     if !path.try_exists().map_err(Error::io("looking for", path))? {
         return Err(Error::FileMissing { path: path.to_owned() });
     }
-    let connection = open_live(path)?;
+    without_triggers(open_live(path)?, path)
+}
+
+/// The same of a copy that only this process knows.
+fn open_copy_for_rows(path: &Path) -> Result<Connection> {
+    without_triggers(open_unlocked(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?, path)
+}
+
+fn without_triggers(connection: Connection, path: &Path) -> Result<Connection> {
     connection
         .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)
         .map_err(Error::sqlite("preparing the connection to", path))?;

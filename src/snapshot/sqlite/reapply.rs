@@ -9,9 +9,10 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, Statement, TransactionBehavior};
+use tracing::warn;
 
 use super::{
-    digest, open_for_rows,
+    digest, open_copy_for_rows, open_for_rows,
     schema::{self, Table},
 };
 use crate::{
@@ -22,7 +23,9 @@ use crate::{
         hex,
         late::{
             Late,
+            carry::Carry,
             reapplied::{self, Aside, Conflict, NAMED, Report, Why, unfit},
+            set_aside::Chosen,
         },
         portable::{
             json,
@@ -47,45 +50,93 @@ pub fn reapply(request: &Request<'_>) -> Result<Report> {
     let mut connection = open_for_rows(path)?;
     let transaction =
         connection.transaction_with_behavior(TransactionBehavior::Exclusive).map_err(Error::sqlite("locking", path))?;
-    let report = within(request, &transaction)?;
+    let chosen = Chosen::all(request.directory, request.late);
+    let report = Report { dry_run: request.dry_run, tables: within(&transaction, path, &chosen)? };
     let ended = if request.dry_run { transaction.rollback() } else { transaction.commit() };
     ended.map_err(Error::sqlite("ending the transaction in", path))?;
     Ok(report)
 }
 
-fn within(request: &Request<'_>, connection: &Connection) -> Result<Report> {
-    let live = schema::read(connection, request.database)?;
+/// Puts what is to be carried forward into a copy that only this process knows. Rows that the file will never take stay
+/// aside, so that no row can keep a restore from its end.
+pub fn carry_forward(copy: &Path, carry: &Carry<'_>) -> Result<Vec<reapplied::Table>> {
+    let mut connection = open_copy_for_rows(copy)?;
+    let transaction = connection.transaction().map_err(Error::sqlite("beginning to write", copy))?;
+    let chosen = carry.chosen();
+    let done = within(&transaction, copy, &chosen);
+    match &done {
+        Ok(_) => transaction.commit().map_err(Error::sqlite("ending the transaction in", copy))?,
+        // Which rolls back, unless the error did.
+        Err(_) => drop(transaction),
+    }
+    connection.close().map_err(|(_, error)| Error::sqlite("closing", copy)(error))?;
+    match done {
+        Err(error) if is_final(&error) => {
+            warn!("no late rows are carried forward");
+            let why = "the file does not take them, or they cannot be read";
+            Ok(chosen.tables.iter().map(|found| reapplied::Table::aside(found, Aside::because(why))).collect())
+        }
+        other => other,
+    }
+}
+
+/// The same again would meet the same: it is neither a lock, nor want of space, nor the volume.
+fn is_final(error: &Error) -> bool {
+    let may_pass = |code| {
+        matches!(
+            code,
+            ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::OutOfMemory
+                | ErrorCode::OperationInterrupted
+                | ErrorCode::PermissionDenied
+                | ErrorCode::ReadOnly
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::DiskFull
+                | ErrorCode::CannotOpen
+        )
+    };
+    match error {
+        Error::Unreadable { .. } => true,
+        Error::Sqlite { source, .. } => !source.sqlite_error_code().is_some_and(may_pass),
+        _ => false,
+    }
+}
+
+fn within(connection: &Connection, path: &Path, chosen: &Chosen<'_>) -> Result<Vec<reapplied::Table>> {
+    let live = schema::read(connection, path)?;
     let (mut tables, mut aside) = (Vec::new(), BTreeMap::new());
-    for found in &request.late.tables {
+    for found in chosen.tables.iter().copied() {
         let name = found.table.as_str();
         let table = live.tables.get(name);
-        let covered = request.late.columns.get(name).map(Vec::as_slice);
+        let covered = chosen.late.columns.get(name).map(Vec::as_slice);
         let key = table.map(|table| table.primary_key.as_slice()).unwrap_or_default();
         let columns = table.map(|table| digest::columns(table).map(|(name, _)| name).collect());
         let why = unfit(covered, key, columns);
-        let (None, Some(table), Some(file)) = (why.clone(), table, request.late.files.get(name)) else {
+        let (None, Some(table), Some(file)) = (why.clone(), table, chosen.late.files.get(name)) else {
             aside.insert(name, why.unwrap_or_else(|| Aside::because("there is no file with its rows")));
             continue;
         };
-        let fields = Field::all(table);
-        let late =
-            LateTable { connection, path: request.database, found, table, fields, file: request.directory.join(file) };
+        let (fields, file) = (Field::all(table), chosen.directory.join(file));
+        let only_inserted = chosen.only_inserted;
+        let late = LateTable { connection, path, found, table, fields, file, only_inserted };
         match late.look()? {
             Ok(todo) => tables.push((late, todo)),
             Err(why) => drop(aside.insert(name, why)),
         }
     }
-    put_in(connection, request.database, &mut tables, &mut aside)?;
+    put_in(connection, path, &mut tables, &mut aside)?;
     let table = |found: &TableLate| match aside.remove(found.table.as_str()) {
         Some(why) => reapplied::Table::aside(found, why),
         None => {
             let todo = tables.iter().find(|(late, _)| late.found == found).map(|(_, todo)| *todo).unwrap_or_default();
             let [inserted, updated, deleted] = [todo.insert, todo.update, todo.delete];
-            let table = found.table.clone();
-            reapplied::Table { table, inserted, updated, deleted, already: todo.already, aside: None }
+            let (already, came) = (todo.already, todo.came.finish());
+            reapplied::Table { inserted, updated, deleted, already, came, ..reapplied::Table::empty(&found.table) }
         }
     };
-    Ok(Report { dry_run: request.dry_run, tables: request.late.tables.iter().map(table).collect() })
+    Ok(chosen.tables.iter().copied().map(table).collect())
 }
 
 /// What there is to do with a table's rows, and the sums of the rows that come and go by it.
@@ -143,6 +194,7 @@ struct LateTable<'a> {
     table: &'a Table,
     fields: Vec<Field>,
     file: std::path::PathBuf,
+    only_inserted: bool,
 }
 
 impl LateTable<'_> {
@@ -222,6 +274,9 @@ impl LateTable<'_> {
                 what: what.to_string(),
             };
             let row = self.read(&line).map_err(unreadable)?;
+            if self.only_inserted && row.change != "inserted" {
+                continue;
+            }
             let found = self.find(&mut select, &row.key).map_err(failed)?;
             visit(&row, act(&row, found), found)?;
         }

@@ -1,6 +1,7 @@
 //! Takes an SQLite file back to a snapshot: the snapshot is copied beside the database, proved there, and put in its
 //! place by one rename. Until then the old file is whole, from then on the new one is; which of the two it is, a repeated
-//! run tells by their contents and not by names.
+//! run tells by their contents and not by names. Late rows that are to be carried forward go into the copy, after that proof
+//! and with one of their own.
 
 use std::{
     fs::{self, File, Permissions},
@@ -17,15 +18,23 @@ use super::{
     copy,
     hold::{Hold, leftovers},
     open_copy, open_unlocked,
+    reapply::carry_forward,
 };
-use crate::snapshot::{Error, Result, manifest};
+use crate::snapshot::{
+    Error, Result,
+    late::{
+        carry::{self, Carry},
+        reapplied::Table,
+    },
+    manifest,
+};
 
 /// Behind the database's name, with the attempt: the snapshot until it is swapped in, and what it took the place of.
 const NEW: &str = ".restore-";
 const OLD: &str = ".failed-";
 
 /// What is swapped in, and what for.
-pub struct Swap<'a> {
+pub struct New<'a> {
     pub attempt: &'a str,
     /// `database.sqlite` of the snapshot, its hash already checked.
     pub snapshot: &'a Path,
@@ -33,6 +42,8 @@ pub struct Swap<'a> {
     pub expected: &'a Content,
     /// What the database holds now.
     pub current: &'a Content,
+    /// What is to go in beyond the snapshot.
+    pub carry: &'a Carry<'a>,
 }
 
 /// The old file's second name, until the attempt is finished with.
@@ -40,16 +51,21 @@ pub fn old_file(database: &Path, attempt: &str) -> PathBuf {
     beside(database, &format!("{OLD}{attempt}"))
 }
 
-/// Makes the new file, and swaps it in. The hold ends with it; the noted journal mode is given back, to be set at the end.
-pub fn swap(hold: Hold<'_>, swap: &Swap<'_>) -> Result<String> {
-    let database = hold.path().to_owned();
-    let new = beside(&database, &format!("{NEW}{}", swap.attempt));
-    let built = build(&database, &new, swap);
-    if let Err(error) = built {
+/// Makes the new file beside the database, proved. Gives what became of the rows that were to be carried forward.
+pub fn make(database: &Path, wanted: &New<'_>) -> Result<Vec<Table>> {
+    let new = beside(database, &format!("{NEW}{}", wanted.attempt));
+    let built = build(database, &new, wanted);
+    if built.is_err() {
         copy::remove(&new)?;
-        return Err(error);
     }
-    let old = old_file(&database, swap.attempt);
+    built
+}
+
+/// Swaps in what was made. The hold ends with it; the noted journal mode is given back, to be set at the end.
+pub fn swap(hold: Hold<'_>, attempt: &str) -> Result<String> {
+    let database = hold.path().to_owned();
+    let new = beside(&database, &format!("{NEW}{attempt}"));
+    let old = old_file(&database, attempt);
     let directory = database.parent().unwrap_or(Path::new("/"));
     // A second name costs nothing, and keeps the failed state where the space is.
     match fs::hard_link(&database, &old) {
@@ -79,15 +95,16 @@ pub fn swap_back(database: &Path, attempt: &str) -> Result<()> {
 }
 
 /// The snapshot beside the database, like it in owner, permissions and label, with keys that are never given out again.
-fn build(database: &Path, new: &Path, swap: &Swap<'_>) -> Result<()> {
-    let stored = open_copy(swap.snapshot)?;
-    copy::copy(&stored, swap.snapshot, new)?;
+fn build(database: &Path, new: &Path, wanted: &New<'_>) -> Result<Vec<Table>> {
+    let stored = open_copy(wanted.snapshot)?;
+    copy::copy(&stored, wanted.snapshot, new)?;
     drop(stored);
-    raise_keys(new, swap)?;
-    let damaged = |what| Error::NotRestorable { what };
-    let (found, _) = copy::read_back(new, damaged)?;
-    if let Some(first) = swap.expected.differences(&found).first() {
-        return Err(Error::NotRestorable { what: first.clone() });
+    raise_keys(new, wanted)?;
+    prove(new, wanted.expected)?;
+    let carried = if wanted.carry.is_empty() { Vec::new() } else { carry_forward(new, wanted.carry)? };
+    let came = carry::came(&carried);
+    if !came.is_empty() {
+        prove(new, &wanted.expected.with(&came)?)?;
     }
     let was = fs::metadata(database).map_err(Error::io("looking at", database))?;
     let is = fs::metadata(new).map_err(Error::io("looking at", new))?;
@@ -97,15 +114,25 @@ fn build(database: &Path, new: &Path, swap: &Swap<'_>) -> Result<()> {
     fs::set_permissions(new, Permissions::from_mode(was.mode() & 0o7777))
         .map_err(Error::io("giving its permissions to", new))?;
     label(database, new)?;
-    File::open(new).and_then(|file| file.sync_all()).map_err(Error::io("syncing", new))
+    File::open(new).and_then(|file| file.sync_all()).map_err(Error::io("syncing", new))?;
+    Ok(carried)
+}
+
+/// The new file is whole, and holds exactly this.
+fn prove(new: &Path, expected: &Content) -> Result<()> {
+    let (found, _) = copy::read_back(new, |what| Error::NotRestorable { what })?;
+    match expected.differences(&found).first() {
+        None => Ok(()),
+        Some(first) => Err(Error::NotRestorable { what: first.clone() }),
+    }
 }
 
 /// AUTOINCREMENT keys go on from where they are now: ids that were given out since the snapshot are not given out again.
-fn raise_keys(new: &Path, swap: &Swap<'_>) -> Result<()> {
+fn raise_keys(new: &Path, wanted: &New<'_>) -> Result<()> {
     let connection = open_unlocked(new, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let numbered = |name: &str| swap.expected.schema.tables.get(name).is_some_and(|table| table.autoincrement);
+    let numbered = |name: &str| wanted.expected.schema.tables.get(name).is_some_and(|table| table.autoincrement);
     let raise = |connection: &Connection| {
-        for (table, position) in swap.current.data.sequences.iter().filter(|(name, _)| numbered(name)) {
+        for (table, position) in wanted.current.data.sequences.iter().filter(|(name, _)| numbered(name)) {
             raise_key(connection, table, position.last_value)?;
         }
         Ok(())

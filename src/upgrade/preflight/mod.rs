@@ -305,7 +305,8 @@ impl<'a> Run<'a> {
                 answer => checks.extend(stages::judge(answer, seen, &asked)),
             }
         }
-        let inspect = self.job(manifest::inspect(&looking), "inspect", &mut missing, &mut waiting, &mut checks);
+        let inspect = manifest::inspect(&looking, &own.rollback);
+        let inspect = self.job(inspect, "inspect", &mut missing, &mut waiting, &mut checks);
         let server = self.wanted.iter().find(|wanted| wanted.is_server);
         let inspected = inspect.and_then(|report| judge::inspect(report, self.question, server?, &mut checks));
         if let Some(found) = &inspected {

@@ -162,6 +162,7 @@ pub(super) fn make(
         rollback: PlannedRollback {
             automatic: spec.rollback.automatic,
             data_loss_budget_rows: spec.rollback.data_loss_budget.rows,
+            carry_forward: spec.rollback.carry_forward.clone(),
         },
         estimates,
     };
@@ -271,7 +272,7 @@ fn jobs(
 }
 
 fn restore(question: &Question<'_>, context: &JobContext, step: &'static str) -> Result<Job, RenderError> {
-    manifest::restore(context, step, question.release.spec.rollback.data_loss_budget.rows)
+    manifest::restore(context, step, &question.release.spec.rollback)
 }
 
 /// The plan as the release's status shows it.
