@@ -28,10 +28,15 @@ use memoria_operator::{
             verify::{self, Change, Report, Side},
         },
         sqlite::{blocking, url::SqliteUrl},
+        store::{
+            Place, Prefix,
+            s3::{DEFAULT_PART_MIB, PART_MIB, SCHEME},
+        },
         url::DatabaseUrl,
     },
 };
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.";
 const VERIFY_EXIT_CODES: &str =
@@ -43,14 +48,15 @@ const THE_DATABASE: &str = "-";
 
 #[derive(Subcommand)]
 pub enum SnapshotCommand {
-    /// Export a database into a directory: every table, column and sequence of one moment, with a manifest that proves it
+    /// Export a database into a directory or bucket: every table, column and sequence of one moment, with a manifest that
+    /// proves it
     ///
     /// memoria.ndjson.zst holds the tables that Memoria's own `import-data` reads (decompress it with `zstd -d`, or
     /// export with --compress none), others.ndjson.zst all other tables. Memoria may go on working meanwhile. It takes two
     /// sessions, and memory that does not grow with the data.
     #[command(after_help = EXIT_CODES)]
     Export {
-        /// Made where it is missing; must be empty
+        /// Made where it is missing; must be empty. Or s3://bucket/prefix
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         #[command(flatten)]
@@ -66,6 +72,10 @@ pub enum SnapshotCommand {
         /// Who computes the digests of PostgreSQL's rows
         #[arg(long, value_enum, default_value_t, value_name = "WHO")]
         proof: Proof,
+        /// Into a bucket: size of an upload's parts. It takes memory of four of them; a file has 10,000 parts at most
+        #[arg(long, value_name = "MIB", default_value_t = DEFAULT_PART_MIB,
+            value_parser = clap::value_parser!(u32).range(i64::from(*PART_MIB.start())..=i64::from(*PART_MIB.end())))]
+        part_size: u32,
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
@@ -76,7 +86,7 @@ pub enum SnapshotCommand {
     /// rows. A single file, such as Memoria's own `export-data` writes, is imported too; of that nothing can be proved.
     #[command(after_help = EXIT_CODES)]
     Import {
-        /// The export's directory, or one file of NDJSON or JSON, zstd or not
+        /// The export's directory or s3://bucket/prefix, or one file of NDJSON or JSON, zstd or not
         #[arg(value_name = "DIR")]
         source: PathBuf,
         #[command(flatten)]
@@ -91,7 +101,7 @@ pub enum SnapshotCommand {
     /// may be ahead of the first's. Of an exact snapshot of PostgreSQL rows are not compared one by one.
     #[command(after_help = VERIFY_EXIT_CODES)]
     Verify {
-        /// A database URL, a directory with a manifest, or - for the database of --database-url
+        /// A database URL, a directory or s3://bucket/prefix with a manifest, or - for the database of --database-url
         #[arg(value_name = "A")]
         first: String,
         /// The same
@@ -106,9 +116,10 @@ pub enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
-    /// List the exports and snapshots below a directory, the newest last
+    /// List the exports and snapshots below a directory or s3://bucket/prefix, the newest last
     #[command(after_help = EXIT_CODES)]
     List {
+        /// Or s3://bucket/prefix
         #[arg(value_name = "DIR")]
         storage: PathBuf,
         /// Print the result as JSON
@@ -118,6 +129,7 @@ pub enum SnapshotCommand {
     /// Show what an export holds, after every byte of it was compared with its manifest
     #[command(after_help = EXIT_CODES)]
     Show {
+        /// Or s3://bucket/prefix
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// Print the manifest as JSON
@@ -127,11 +139,13 @@ pub enum SnapshotCommand {
     /// Show the rows that clients wrote after an upgrade, and that its way back set aside
     #[command(subcommand)]
     LateWrites(late::LateWrites),
-    /// Remove old exports below a directory
+    /// Remove old exports below a directory or s3://bucket/prefix
     ///
     /// The newest N whose bytes are as their manifests say stay, and so does every exact snapshot: those belong to attempts.
+    /// In a bucket, uploads that began more than a day ago and had no end are ended.
     #[command(after_help = EXIT_CODES)]
     Prune {
+        /// Or s3://bucket/prefix
         #[arg(value_name = "DIR")]
         storage: PathBuf,
         /// How many stay
@@ -181,18 +195,17 @@ pub fn run(command: &SnapshotCommand) -> ExitCode {
 
 async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
     match command {
-        SnapshotCommand::Export { directory, database, format, compress, snapshot, proof, json } => {
-            let target = Target::of(database)?;
+        SnapshotCommand::Export { directory, database, format, compress, snapshot, proof, part_size, json } => {
+            let (target, place) = (Target::of(database)?, place(directory, *part_size)?);
             let options = Options { form: *format, compression: *compress };
-            let exported = export(&target, directory, options, (snapshot.as_deref(), *proof)).await;
+            let exported = export(&target, &place, options, (snapshot.as_deref(), *proof)).await;
             let manifest = exported.map_err(|error| target.failure(&error))?;
-            say(*json, &Exported::of(directory, &manifest), |told| {
+            say(*json, &Exported::of(&place, &manifest), |told| {
                 format!(
-                    "Exported {} rows of {} tables, {} bytes, into {}{}",
+                    "Exported {} rows of {} tables, {} bytes, into {place}{}",
                     told.rows,
                     told.tables,
                     told.bytes,
-                    directory.display(),
                     if manifest.engine == postgres::ENGINE && manifest.proof == Proof::Server {
                         "; every digest is the server's"
                     } else {
@@ -203,8 +216,8 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             Ok(true)
         }
         SnapshotCommand::Import { source, database, json } => {
-            let target = Target::of(database)?;
-            let imported = import(&target, source).await.map_err(|error| target.failure(&error))?;
+            let (target, place) = (Target::of(database)?, place(source, DEFAULT_PART_MIB)?);
+            let imported = import(&target, place).await.map_err(|error| target.failure(&error))?;
             say(*json, &imported, |told| {
                 let proof = if told.proved {
                     "every digest is the export's"
@@ -228,28 +241,32 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             Ok(report.same)
         }
         SnapshotCommand::List { storage, json } => {
-            let entries = on_a_thread(storage, |storage| shelf::list(&storage)).await?;
+            let place = place(storage, DEFAULT_PART_MIB)?;
+            let entries = on_a_thread(&place, |place| shelf::list(&place)).await?;
             say(*json, &entries, |entries| entries.iter().map(listed).collect::<Vec<_>>().join("\n"));
             Ok(true)
         }
         SnapshotCommand::Show { directory, json } => {
-            let source = on_a_thread(directory, |directory| Source::open(&directory)).await?;
+            let place = place(directory, DEFAULT_PART_MIB)?;
+            let source = on_a_thread(&place, |place| Source::open(&place)).await?;
             let Source::Proved { manifest, .. } = source else {
-                return Err(Failure(format!("{} is a file; name a directory with a manifest", directory.display())));
+                return Err(Failure(format!("{place} is a file; name a directory with a manifest")));
             };
             say(*json, &manifest, |manifest| shown(manifest));
             Ok(true)
         }
         SnapshotCommand::LateWrites(command) => late::carry_out(command).await,
         SnapshotCommand::Prune { storage, keep, dry_run, json } => {
-            let (keep, dry) = (*keep as usize, *dry_run);
-            let pruned = on_a_thread(storage, move |storage| shelf::prune(&storage, keep, dry)).await?;
+            let (keep, dry, place) = (*keep as usize, *dry_run, place(storage, DEFAULT_PART_MIB)?);
+            let pruned = on_a_thread(&place, move |place| shelf::prune(&place, keep, dry)).await?;
             say(*json, &pruned, |pruned| {
-                let line = |pruned: &shelf::Pruned| match &pruned.fate {
-                    Fate::Kept => format!("kept     {}", pruned.directory.display()),
-                    Fate::Damaged(why) => format!("damaged  {}: {why}", pruned.directory.display()),
-                    Fate::Removed if dry => format!("would go {}", pruned.directory.display()),
-                    Fate::Removed => format!("removed  {}", pruned.directory.display()),
+                let line = |shelf::Pruned { directory, fate }: &shelf::Pruned| match fate {
+                    Fate::Kept => format!("kept     {directory}"),
+                    Fate::Damaged(why) => format!("damaged  {directory}: {why}"),
+                    Fate::Removed if dry => format!("would go {directory}"),
+                    Fate::Removed => format!("removed  {directory}"),
+                    Fate::UploadEnded(file) if dry => format!("would go {directory}: the unfinished upload of {file}"),
+                    Fate::UploadEnded(file) => format!("removed  {directory}: the unfinished upload of {file}"),
                 };
                 pruned.iter().map(line).collect::<Vec<_>>().join("\n")
             });
@@ -258,17 +275,28 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
     }
 }
 
-/// Work on files that blocks.
-async fn on_a_thread<T: Send + 'static>(
-    path: &Path,
-    work: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
+/// Work on files that blocks, in a directory or another place.
+async fn on_a_thread<P: Clone + Send + 'static, T: Send + 'static>(
+    place: &P,
+    work: impl FnOnce(P) -> Result<T> + Send + 'static,
 ) -> Result<T, Failure> {
-    let path = path.to_owned();
-    blocking(move || work(path)).await.map_err(|error| Failure(error.to_string()))
+    let place = place.clone();
+    blocking(move || work(place)).await.map_err(|error| Failure(error.to_string()))
+}
+
+/// Where an export is or shall be.
+fn place(path: &Path, part_mib: u32) -> Result<Place, Failure> {
+    match path.to_str().filter(|text| text.starts_with(SCHEME)) {
+        None => Ok(Place::Directory(path.to_owned())),
+        Some(url) => {
+            let prefix = Prefix::new(url, part_mib, Handle::current());
+            prefix.map(Place::Bucket).map_err(|error| Failure(error.to_string()))
+        }
+    }
 }
 
 fn listed(entry: &shelf::Entry) -> String {
-    let place = entry.directory.display();
+    let place = &entry.directory;
     match (&entry.fault, entry.read_at) {
         (Some(fault), _) => format!("unreadable {place}: {fault}"),
         (None, at) => format!(
@@ -331,8 +359,8 @@ fn redact<T: std::borrow::Borrow<Target>>(target: &Option<T>, text: &str) -> Str
 fn side(name: &str, database: &Database) -> Result<(Side, Option<Target>), Failure> {
     let target = match name {
         THE_DATABASE => Target::of(database)?,
-        url if url.contains("://") => Target::parse(url)?,
-        directory => return Ok((Side::Directory(directory.into()), None)),
+        url if url.contains("://") && !url.starts_with(SCHEME) => Target::parse(url)?,
+        stored => return Ok((Side::Stored(place(stored.as_ref(), DEFAULT_PART_MIB)?), None)),
     };
     let side = match &target {
         Target::Postgres(url) => Side::Postgres { url: url.clone(), application: APPLICATION.to_owned() },
@@ -343,7 +371,7 @@ fn side(name: &str, database: &Database) -> Result<(Side, Option<Target>), Failu
 
 async fn export(
     target: &Target,
-    directory: &Path,
+    directory: &Place,
     options: Options,
     (snapshot, proof): (Option<&str>, Proof),
 ) -> Result<Manifest> {
@@ -356,7 +384,7 @@ async fn export(
             postgres::export(&request).await
         }
         Target::Sqlite(path) => {
-            let (path, directory, progress) = (path.clone(), directory.to_owned(), bars.hear.clone());
+            let (path, directory, progress) = (path.clone(), directory.clone(), bars.hear.clone());
             blocking(move || {
                 sqlite::export(&sqlite::Export {
                     database: &path,
@@ -373,9 +401,8 @@ async fn export(
     exported
 }
 
-async fn import(target: &Target, source: &Path) -> Result<Imported> {
-    let path = source.to_owned();
-    let source = blocking(move || Source::open(&path)).await?;
+async fn import(target: &Target, place: Place) -> Result<Imported> {
+    let source = blocking(move || Source::open(&place)).await?;
     let bars = bars();
     let progress = bars.hear.clone();
     let imported = match target {
@@ -395,7 +422,7 @@ async fn import(target: &Target, source: &Path) -> Result<Imported> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Exported<'a> {
-    directory: &'a Path,
+    directory: &'a Place,
     tables: usize,
     rows: i64,
     bytes: u64,
@@ -405,7 +432,7 @@ struct Exported<'a> {
 }
 
 impl<'a> Exported<'a> {
-    fn of(directory: &'a Path, manifest: &'a Manifest) -> Self {
+    fn of(directory: &'a Place, manifest: &'a Manifest) -> Self {
         Self {
             directory,
             tables: manifest.tables.len(),

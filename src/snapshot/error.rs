@@ -7,7 +7,7 @@ use rusqlite::ErrorCode;
 
 use crate::api::upgrade::Category;
 
-use super::{sqlite::url::SqliteUrlError, url::UrlError};
+use super::{sqlite::url::SqliteUrlError, store::StoreError, url::UrlError};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -55,13 +55,15 @@ pub enum Error {
     Tool { tool: &'static str, status: String, tail: String },
     #[error("while {doing} {}: {source}; check the volume's space, permissions and health", path.display())]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("{what} is held by {holders}; end those sessions, the next try goes on by itself")]
     Locked { what: String, holders: String },
     #[error(
         "the schema changed while the snapshot was taken: {differences}; find who alters it, the next try takes another snapshot"
     )]
     SchemaMoved { differences: String },
-    #[error("the stored snapshot in {} is damaged: {what}; it is kept as it is, check the volume", directory.display())]
+    #[error("the stored snapshot in {} is damaged: {what}; it is kept as it is, check the storage", directory.display())]
     Damaged { directory: PathBuf, what: String },
     #[error("{} holds a snapshot of {found}, not of {expected}; a snapshot is never overwritten", directory.display())]
     Occupied { directory: PathBuf, expected: String, found: String },
@@ -120,9 +122,10 @@ impl Error {
         move |source| Self::Query { doing, source }
     }
 
+    /// What a stream of ours gave as its own error stays what it was.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { doing, path, source }
+        move |source| source.downcast::<Self>().unwrap_or_else(|source| Self::Io { doing, path, source })
     }
 
     pub fn sqlite(
@@ -162,6 +165,7 @@ impl Error {
             }
             Self::Order { .. } => Category::Bug,
             Self::Portable(cause) => cause.category(),
+            Self::Store(cause) => cause.category(),
             Self::NotEmpty { .. } => Category::Conflict,
             Self::Uncovered { .. }
             | Self::Unportable { .. }
@@ -222,6 +226,7 @@ impl Error {
             Self::ImportParity { .. } => "ImportParityFailed",
             Self::Order { .. } => "OrderInvalid",
             Self::Portable(cause) => cause.reason(),
+            Self::Store(cause) => cause.reason(),
         }
     }
 

@@ -19,11 +19,14 @@ use super::{
     error::{Error, Result},
     hex, sha256_hex,
     sqlite::content::Header,
+    store::{Place, ToPlace},
 };
 
 pub const MANIFEST: &str = "manifest.json";
 pub const DUMP: &str = "database.dump";
 pub const SCHEMA: &str = "schema.json";
+/// What a file's name ends with while it is written.
+pub const TEMPORARY: &str = ".tmp";
 
 /// Fields are only ever added, each with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +136,7 @@ pub fn write(directory: &Path, manifest: &Manifest) -> Result<String> {
 
 /// Writes a file whole or not at all, forced to disk, and never over another.
 pub fn write_once(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let (path, temporary) = (directory.join(name), directory.join(format!("{name}.tmp")));
+    let (path, temporary) = (directory.join(name), directory.join(format!("{name}{TEMPORARY}")));
     let _ = fs::remove_file(&temporary);
     let written = OpenOptions::new().write(true).create_new(true).mode(0o660).open(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
@@ -157,13 +160,10 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 }
 
 /// Reads the manifest; `None` when there is none.
-pub fn read(directory: &Path) -> Result<Option<Stored>> {
-    let path = directory.join(MANIFEST);
-    let bytes = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(Error::io("reading", &path))?,
-    };
-    let damaged = |what: String| Error::Damaged { directory: directory.to_owned(), what };
+pub fn read(place: &(impl ToPlace + ?Sized)) -> Result<Option<Stored>> {
+    let place = place.to_place();
+    let Some(bytes) = place.read(MANIFEST)? else { return Ok(None) };
+    let damaged = |what: String| Error::Damaged { directory: place.name(), what };
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
     if manifest.v != 1 {
         return Err(damaged(format!("{MANIFEST} has version {}, this operator reads 1", manifest.v)));
@@ -177,13 +177,13 @@ pub fn verify_files(directory: &Path, manifest: &Manifest) -> Result<()> {
 }
 
 /// The same of any files that a manifest names.
-pub fn verify_stored(directory: &Path, files: &BTreeMap<String, StoredFile>) -> Result<()> {
+pub fn verify_stored(place: &(impl ToPlace + ?Sized), files: &BTreeMap<String, StoredFile>) -> Result<()> {
+    let place = place.to_place();
     for (name, expected) in files {
-        let path = directory.join(name);
-        let found = hash_file(&path).map_err(Error::io("reading back", &path))?;
+        let found = place.hash(name)?;
         if found != *expected {
             let what = format!("{name} has {} bytes or another hash, written were {}", found.bytes, expected.bytes);
-            return Err(Error::Damaged { directory: directory.to_owned(), what });
+            return Err(Error::Damaged { directory: place.name(), what });
         }
     }
     Ok(())
@@ -191,14 +191,13 @@ pub fn verify_stored(directory: &Path, files: &BTreeMap<String, StoredFile>) -> 
 
 /// The schema that lies beside the manifest; the hash in the manifest counts.
 pub fn read_schema<T: DeserializeOwned>(directory: &Path, manifest: &Manifest) -> Result<T> {
-    read_stored_schema(directory, &manifest.files)
+    read_stored_schema(&directory.to_place(), &manifest.files)
 }
 
 /// The same of any manifest that names the schema's file.
-pub fn read_stored_schema<T: DeserializeOwned>(directory: &Path, files: &BTreeMap<String, StoredFile>) -> Result<T> {
-    let path = directory.join(SCHEMA);
-    let bytes = fs::read(&path).map_err(Error::io("reading", &path))?;
-    let damaged = |what: &str| Error::Damaged { directory: directory.to_owned(), what: format!("{SCHEMA}: {what}") };
+pub fn read_stored_schema<T: DeserializeOwned>(place: &Place, files: &BTreeMap<String, StoredFile>) -> Result<T> {
+    let damaged = |what: &str| Error::Damaged { directory: place.name(), what: format!("{SCHEMA}: {what}") };
+    let bytes = place.read(SCHEMA)?.ok_or_else(|| damaged("it is not there"))?;
     if files.get(SCHEMA).is_none_or(|file| file.sha256 != sha256_hex(&bytes)) {
         return Err(damaged("another hash than the manifest's"));
     }

@@ -18,6 +18,7 @@ pub mod schema;
 pub mod scratch;
 pub mod session;
 pub mod sqlite;
+pub mod store;
 pub mod tools;
 pub mod url;
 

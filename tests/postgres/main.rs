@@ -4,6 +4,7 @@
 // A test fails by panicking, and what supports tests is no test in clippy's eyes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bucket;
 mod carry;
 mod checks;
 mod cluster;
@@ -21,6 +22,8 @@ mod reapply;
 mod reference;
 mod rehearsal;
 mod restore;
+#[path = "../s3.rs"]
+mod s3;
 mod schema;
 mod site;
 mod snapshot;

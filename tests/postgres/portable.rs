@@ -19,6 +19,7 @@ use memoria_operator::{
         quote_literal,
         schema::{self, Schema},
         session,
+        store::ToPlace,
         url::DatabaseUrl,
     },
 };
@@ -98,7 +99,7 @@ async fn export_to(url: &DatabaseUrl, directory: &Path, options: Options, snapsh
     let request = postgres::Export {
         url,
         application: APPLICATION,
-        directory,
+        directory: &directory.to_place(),
         options,
         snapshot,
         digests: postgres::Digests::Compute,
@@ -121,6 +122,10 @@ async fn content(url: &DatabaseUrl) -> (Schema, DataDigest) {
 
 fn side(url: &DatabaseUrl) -> Side {
     Side::Postgres { url: Box::new(url.clone()), application: APPLICATION.to_owned() }
+}
+
+fn stored(directory: &Path) -> Side {
+    Side::Stored(directory.to_place())
 }
 
 struct Places {
@@ -158,7 +163,7 @@ async fn every_type_comes_back_the_same_in_either_form() {
         assert_eq!((imported.proved, imported.rows), (true, before.rows()));
         let (_, after) = content(&copy).await;
         assert_eq!(before.differences(&after, &schema), Vec::<String>::new());
-        let report = verify::compare(&side(&copy), &Side::Directory(directory), 3, &silent()).await.unwrap();
+        let report = verify::compare(&side(&copy), &stored(&directory), 3, &silent()).await.unwrap();
         assert!(report.same, "{report:?}");
         // Another content for the next round to replace.
         execute(
@@ -362,7 +367,7 @@ async fn differences_are_told_by_table_and_row_and_shown_by_key_alone() {
              DELETE FROM memory_access_events WHERE id IN (1, 2); UPDATE \"Odd name\" SET \"a\"\"b\" = 'secret text' WHERE \"select\" = 1; CREATE TABLE more ()",
         )
         .await;
-    let report = verify::compare(&Side::Directory(places.at("x")), &side(&cluster.url()), 5, &silent()).await.unwrap();
+    let report = verify::compare(&stored(&places.at("x")), &side(&cluster.url()), 5, &silent()).await.unwrap();
     let text = serde_json::to_string(&report).unwrap();
     assert!(!report.same && !text.contains("secret text"), "{text}");
     let of = |name: &str| report.tables.iter().find(|table| table.table == name).unwrap();
@@ -585,7 +590,7 @@ async fn any_rows_survive_export_import_and_export() {
         assert!(import_from(&copy, &directory).await.unwrap().proved, "{rows:?}");
         let again = export_to(&copy, &places.at(&format!("{case}-again")), options, None).await.unwrap();
         assert_eq!((first.data(), first.data_digest), (again.data(), again.data_digest), "{rows:?}");
-        let read = verify::compare(&Side::Directory(directory), &side(&copy), 0, &silent()).await.unwrap();
+        let read = verify::compare(&stored(&directory), &side(&copy), 0, &silent()).await.unwrap();
         assert!(read.same, "{rows:?}: {read:?}");
     }
 }
@@ -631,7 +636,7 @@ async fn database_export_and_exact_snapshot_are_compared_with_each_other() {
     cluster.app(MEMORIA).await;
     site.run(&JobOrder::Snapshot(snapshot_order(&cluster).await), &cluster).await.is(true, "Done", None);
     export_to(&cluster.url(), &places.at("x"), Options::default(), None).await.unwrap();
-    let sides = [side(&cluster.url()), Side::Directory(places.at("x")), Side::Directory(site.storage.join(DIRECTORY))];
+    let sides = [side(&cluster.url()), stored(&places.at("x")), stored(&site.storage.join(DIRECTORY))];
     for first in &sides {
         for second in &sides {
             let report = verify::compare(first, second, 1, &silent()).await.unwrap();

@@ -3,6 +3,7 @@
 // A test fails by panicking, and what supports tests is no test in clippy's eyes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bucket;
 mod by_hand;
 mod carry;
 #[path = "../dice.rs"]
@@ -16,6 +17,8 @@ mod python;
 mod reference;
 mod rehearsal;
 mod restore;
+#[path = "../s3.rs"]
+mod s3;
 mod schema;
 mod site;
 mod snapshot;

@@ -19,6 +19,7 @@ use memoria_operator::{
             content::{self, Content},
             open_beside,
         },
+        store::ToPlace,
     },
 };
 use proptest::prelude::*;
@@ -61,7 +62,12 @@ const ZOO_ROWS: &str = "
     CREATE TRIGGER no BEFORE INSERT ON keyed BEGIN SELECT raise(ABORT, 'a trigger fired'); END;";
 
 fn export_to(site: &Site, directory: &Path, options: Options) -> Result<Manifest> {
+    let directory = &directory.to_place();
     sqlite::export(&sqlite::Export { database: &site.database(), copy: false, directory, options, progress: silent() })
+}
+
+fn stored(directory: &Path) -> Side {
+    Side::Stored(directory.to_place())
 }
 
 fn import_from(site: &Site, source: &Path) -> Result<Imported> {
@@ -169,7 +175,7 @@ async fn differences_are_told_by_table_and_row_and_shown_by_key_alone() {
     site.execute(
         "UPDATE agents SET name = 'secret text' WHERE agent_id = 'a1'; DELETE FROM memory_access_events WHERE id < 11",
     );
-    let (first, second) = (Side::Directory(site.storage.join("x")), Side::Sqlite(site.database()));
+    let (first, second) = (stored(&site.storage.join("x")), Side::Sqlite(site.database()));
     let report = verify::compare(&first, &second, 2, &silent()).await.unwrap();
     let text = serde_json::to_string(&report).unwrap();
     assert!(!report.same && !text.contains("secret text"), "{text}");
@@ -223,7 +229,7 @@ fn old_exports_go_and_the_newest_that_is_whole_stays() {
     }
     fs::create_dir_all(site.storage.join("unfinished")).unwrap();
     let listed = shelf::list(&site.storage).unwrap();
-    let names: Vec<_> = listed.iter().map(|entry| entry.directory.file_name().unwrap().to_str().unwrap()).collect();
+    let names: Vec<_> = listed.iter().map(|entry| entry.directory.name().file_name().unwrap().to_owned()).collect();
     assert_eq!(names, ["1", "2", "3", "4"]);
     assert!(listed.iter().all(|entry| entry.rows == 299 && entry.tables == 3 && entry.fault.is_none()), "{listed:?}");
     fs::write(site.storage.join("daily/4/schema.json"), "{}").unwrap();
@@ -328,8 +334,8 @@ async fn database_export_and_exact_snapshot_are_compared_with_each_other() {
     let site = Site::with("wal", MEMORIA);
     site.run(&JobOrder::Snapshot(site.snapshot_order())).await.is(true, "Done", None);
     export_to(&site, &site.storage.join("x"), Options::default()).unwrap();
-    let exact = Side::Directory(site.storage.join(DIRECTORY));
-    let sides = [Side::Sqlite(site.database()), Side::Directory(site.storage.join("x")), exact];
+    let exact = stored(&site.storage.join(DIRECTORY));
+    let sides = [Side::Sqlite(site.database()), stored(&site.storage.join("x")), exact];
     for first in &sides {
         for second in &sides {
             let report = verify::compare(first, second, 1, &silent()).await.unwrap();

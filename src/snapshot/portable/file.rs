@@ -1,18 +1,23 @@
-//! The files of an export: written once, compressed and hashed on a thread of their own, forced to disk at the end.
+//! The files of an export: written once, compressed and hashed on a thread of their own, and read again.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufWriter, Read, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    io::{self, Read, Write},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread::JoinHandle,
 };
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use crate::snapshot::{Error, Result, hex, manifest::StoredFile};
+use crate::snapshot::{
+    Error, Result,
+    manifest::StoredFile,
+    store::{Hashing, Output, Place},
+};
 
 /// How the files are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -46,31 +51,32 @@ const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 #[derive(Debug)]
 pub struct FileWriter {
     pieces: SyncSender<Vec<u8>>,
-    thread: JoinHandle<Result<StoredFile>>,
+    whole: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Option<StoredFile>>>,
 }
 
 impl FileWriter {
-    /// Makes a new file, readable by its owner alone: it holds people's data.
-    pub fn create(path: &Path, compression: Compression) -> Result<Self> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(Error::io("making", path))?;
+    /// Makes a new file. `held` is dropped when the thread is done with it, however it ends.
+    pub fn create(place: &Place, name: &str, compression: Compression, held: impl Send + 'static) -> Result<Self> {
+        let (out, path) = (place.create(name)?, place.file(name));
         let (pieces, received) = sync_channel(WAITING);
-        let path = path.to_owned();
+        let whole = Arc::new(AtomicBool::new(false));
+        let writing = Writing { pieces: received, whole: whole.clone(), compression };
         let thread = std::thread::Builder::new()
             .name("artifact".to_owned())
             .spawn({
                 let path = path.clone();
-                move || write_all(&received, file, compression).map_err(Error::io("writing", &path))
+                move || {
+                    let written = writing.run(out).map_err(Error::io("writing", &path));
+                    drop(held);
+                    written
+                }
             })
             .map_err(Error::io("starting a thread for", &path))?;
-        Ok(Self { pieces, thread })
+        Ok(Self { pieces, whole, thread })
     }
 
-    /// Blocks while the disk is behind. After a failure nothing is taken any more; [`FileWriter::finish`] says why.
+    /// Blocks while the storage is behind. After a failure nothing is taken any more; [`FileWriter::end`] says why.
     pub fn write(&self, piece: Vec<u8>) -> bool {
         piece.is_empty() || self.pieces.send(piece).is_ok()
     }
@@ -80,75 +86,73 @@ impl FileWriter {
         self.pieces.clone()
     }
 
-    /// Waits until all is on disk; gives what lies there.
-    pub fn finish(self) -> Result<StoredFile> {
+    /// Waits until all is where it stays, if all was `written`; gives what lies there. What the storage said comes first: it
+    /// may be why the rest went wrong.
+    pub fn end<T>(self, written: Result<T>) -> Result<(StoredFile, T)> {
+        self.whole.store(written.is_ok(), Ordering::Release);
         drop(self.pieces);
-        let ended = self.thread.join();
-        ended
-            .map_err(|_| Error::Order { what: "the thread that writes the file ended without an answer".to_owned() })?
+        let lost = || Error::Order { what: "the thread that writes the file ended without an answer".to_owned() };
+        let stored = self.thread.join().map_err(|_| lost())??;
+        let written = written?;
+        Ok((stored.ok_or_else(lost)?, written))
     }
 }
 
-fn write_all(pieces: &Receiver<Vec<u8>>, file: File, compression: Compression) -> io::Result<StoredFile> {
-    let mut out = Hashing { inner: BufWriter::with_capacity(256 * 1024, file), hash: Sha256::new(), bytes: 0 };
-    match compression {
-        Compression::None => {
-            for piece in pieces {
-                out.write_all(&piece)?;
+/// What the thread works on.
+struct Writing {
+    pieces: Receiver<Vec<u8>>,
+    /// All of it was handed over, once there are no more pieces.
+    whole: Arc<AtomicBool>,
+    compression: Compression,
+}
+
+impl Writing {
+    fn run(self, out: Output) -> io::Result<Option<StoredFile>> {
+        let mut out = Hashing::new(out);
+        match self.compression {
+            Compression::None => self.copy(&mut out)?,
+            Compression::Zstd => {
+                let mut encoder = zstd::Encoder::new(out, LEVEL)?;
+                encoder.include_checksum(true)?;
+                self.copy(&mut encoder)?;
+                out = encoder.finish()?;
             }
         }
-        Compression::Zstd => {
-            let mut encoder = zstd::Encoder::new(out, LEVEL)?;
-            encoder.include_checksum(true)?;
-            for piece in pieces {
-                encoder.write_all(&piece)?;
-            }
-            out = encoder.finish()?;
+        // What nobody calls whole is let go of.
+        if !self.whole.load(Ordering::Acquire) {
+            return Ok(None);
         }
-    }
-    let file = out.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(StoredFile { bytes: out.bytes, sha256: hex(&out.hash.finalize()) })
-}
-
-struct Hashing<W> {
-    inner: W,
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(buffer)?;
-        self.hash.update(buffer.get(..written).unwrap_or_default());
-        self.bytes += written as u64;
-        Ok(written)
+        let (out, stored) = out.finish();
+        out.finish()?;
+        Ok(Some(stored))
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+    fn copy(&self, out: &mut impl Write) -> io::Result<()> {
+        self.pieces.iter().try_for_each(|piece| out.write_all(&piece))
     }
 }
 
-/// Opens a file for reading, decompressed if it is zstd's.
-pub fn open(path: &Path) -> Result<Box<dyn Read + Send>> {
-    let failed = |error| Error::io("opening", path)(error);
-    let mut file = File::open(path).map_err(failed)?;
-    let mut beginning = Vec::with_capacity(MAGIC.len());
-    Read::by_ref(&mut file).take(MAGIC.len() as u64).read_to_end(&mut beginning).map_err(failed)?;
-    let compressed = beginning == MAGIC;
-    let whole = io::Cursor::new(beginning).chain(file);
-    Ok(if compressed { Box::new(zstd::Decoder::new(whole).map_err(failed)?) } else { Box::new(whole) })
+/// A file with rows.
+#[derive(Clone, Debug)]
+pub struct Input {
+    pub place: Place,
+    pub name: String,
 }
 
-/// Removes files that a run without an end left, of these names only.
-pub fn clear(directory: &Path, names: &[String]) -> Result<()> {
-    for name in names {
-        let path: PathBuf = directory.join(name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &path)(error)),
-            _ => {}
-        }
+impl Input {
+    /// As errors name it.
+    pub fn path(&self) -> PathBuf {
+        self.place.file(&self.name)
     }
-    Ok(())
+
+    /// Opens it for reading, decompressed if it is zstd's.
+    pub fn open(&self) -> Result<Box<dyn Read + Send>> {
+        let failed = |error| Error::io("opening", self.path())(error);
+        let mut file = self.place.open(&self.name)?;
+        let mut beginning = Vec::with_capacity(MAGIC.len());
+        file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut beginning).map_err(failed)?;
+        let compressed = beginning == MAGIC;
+        let whole = io::Cursor::new(beginning).chain(file);
+        Ok(if compressed { Box::new(zstd::Decoder::new(whole).map_err(failed)?) } else { Box::new(whole) })
+    }
 }

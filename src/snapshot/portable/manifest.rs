@@ -1,7 +1,7 @@
 //! The manifest beside an export's files: what they hold, proved by digests, and how each reads. `docs/formats.md` shows
 //! one. Written last, once, whole; what has no manifest is no export of ours.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +11,9 @@ use crate::{
     snapshot::{
         Error, Result,
         digest::{DataDigest, SequencePosition, TableDigest},
-        manifest::{MANIFEST, SCHEMA, StoredFile, write_once},
+        manifest::{MANIFEST, SCHEMA, StoredFile, verify_stored},
         sha256_hex,
+        store::{Place, ToPlace},
     },
 };
 
@@ -98,22 +99,26 @@ impl Manifest {
     }
 }
 
-/// Writes the manifest; one that is there already stays, and that is an error.
-pub fn write(directory: &Path, manifest: &Manifest) -> Result<()> {
+/// Writes the manifest; one that is there already stays, and that is an error. What went over a network is read back before,
+/// every byte of it; a disk was asked to keep it, and said so.
+pub fn write(place: &Place, manifest: &Manifest) -> Result<()> {
+    if let Place::Bucket(_) = place {
+        verify_stored(place, &manifest.files)?;
+    }
     let mut bytes = serde_json::to_vec_pretty(manifest).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
-    write_once(directory, MANIFEST, &bytes)
+    place.write_once(MANIFEST, &bytes)
 }
 
 /// Writes the schema beside it.
-pub fn write_schema(directory: &Path, schema: &impl Serialize) -> Result<StoredFile> {
+pub fn write_schema(place: &Place, schema: &impl Serialize) -> Result<StoredFile> {
     let mut bytes = serde_json::to_vec_pretty(schema).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
-    write_once(directory, SCHEMA, &bytes)?;
+    place.write_once(SCHEMA, &bytes)?;
     Ok(StoredFile { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) })
 }
 
-/// What lies in a directory, by its manifest's `kind`.
+/// What lies in a place, by its manifest's `kind`.
 #[derive(Clone, Debug)]
 pub enum Found {
     Nothing,
@@ -122,20 +127,16 @@ pub enum Found {
     Exact,
 }
 
-/// Looks what a directory holds.
-pub fn find(directory: &Path) -> Result<Found> {
+/// Looks what a place holds.
+pub fn find(place: &(impl ToPlace + ?Sized)) -> Result<Found> {
     #[derive(Deserialize)]
     struct Kind {
         v: i32,
         kind: String,
     }
-    let path = directory.join(MANIFEST);
-    let bytes = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        other => other.map_err(Error::io("reading", &path))?,
-    };
-    let damaged =
-        |what: String| Error::Damaged { directory: directory.to_owned(), what: format!("{MANIFEST}: {what}") };
+    let place = place.to_place();
+    let Some(bytes) = place.read(MANIFEST)? else { return Ok(Found::Nothing) };
+    let damaged = |what: String| Error::Damaged { directory: place.name(), what: format!("{MANIFEST}: {what}") };
     let Kind { v, kind } = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if v != 1 {
         return Err(damaged(format!("it has version {v}, this program reads 1")));

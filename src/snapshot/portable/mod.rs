@@ -16,23 +16,17 @@ pub mod sqlite;
 pub mod value;
 pub mod verify;
 
-use std::{
-    collections::BTreeSet,
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use form::{Metadata, TableEntry};
 
 use super::{
     Error, Result,
-    manifest::{MANIFEST, SCHEMA},
+    manifest::{MANIFEST, SCHEMA, verify_stored},
+    store::{Place, ToPlace},
 };
 
-pub use file::Compression;
+pub use file::{Compression, Input};
 pub use form::Form;
 pub use manifest::{Manifest, Proof};
 
@@ -126,73 +120,71 @@ fn metadata(engine: &str, form: Form, at: jiff::Timestamp, tables: &[Planned]) -
     }
 }
 
-/// Makes the directory of a new export. One that holds anything but what an export without an end left is refused.
-fn prepare(directory: &Path, options: Options) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(Error::io("making", directory))?;
-    let ours: BTreeSet<String> = leftovers(options);
-    let entries = fs::read_dir(directory).map_err(Error::io("looking into", directory))?;
-    for entry in entries {
-        let name = entry.map_err(Error::io("looking into", directory))?.file_name().to_string_lossy().into_owned();
-        if !ours.contains(&name) {
-            return Err(Error::NotEmpty { directory: directory.to_owned(), found: name });
-        }
+/// Makes the place of a new export. One that holds anything but what an export without an end left is refused.
+fn prepare(place: &Place, options: Options) -> Result<()> {
+    place.make()?;
+    let found = place.entries()?;
+    let ours = leftovers(place, options);
+    if let Some(strange) = found.places.iter().chain(&found.files).find(|name| !ours.contains(name)) {
+        return Err(Error::NotEmpty { directory: place.name(), found: strange.clone() });
     }
-    file::clear(directory, &ours.into_iter().collect::<Vec<_>>())
+    for upload in place.unfinished(&found.files)? {
+        upload.end()?;
+    }
+    place.remove(&found.files)
 }
 
 /// Removes an export of that kind, whole or begun, and its directory; the manifest goes first. Files of other names stay.
-pub fn discard(directory: &Path, options: Options) -> Result<()> {
-    let names: Vec<_> = std::iter::once(MANIFEST.to_owned()).chain(leftovers(options)).collect();
-    file::clear(directory, &names)?;
-    match fs::remove_dir(directory) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-            Err(Error::io("removing", directory)(error))
-        }
-        _ => Ok(()),
-    }
+pub fn discard(place: &(impl ToPlace + ?Sized), options: Options) -> Result<()> {
+    let place = place.to_place();
+    let names: Vec<_> = std::iter::once(MANIFEST.to_owned()).chain(leftovers(&place, options)).collect();
+    place.remove(&names)?;
+    place.remove_empty()
 }
 
 /// What a run of ours that had no end may have left.
-fn leftovers(options: Options) -> BTreeSet<String> {
-    let begun = [options.name(MAIN), options.name(OTHERS), SCHEMA.to_owned()];
-    begun.into_iter().chain([MANIFEST, SCHEMA].map(|name| format!("{name}.tmp"))).collect()
+fn leftovers(place: &Place, options: Options) -> Vec<String> {
+    let mut files = vec![options.name(MAIN), options.name(OTHERS), SCHEMA.to_owned()];
+    let traces = place.traces(&[files.as_slice(), &[MANIFEST.to_owned()]].concat());
+    files.extend(traces);
+    files
 }
 
 /// What is imported: our own export with its manifest, or a file that proves nothing of itself.
 #[derive(Clone, Debug)]
 pub enum Source {
-    Proved { directory: PathBuf, manifest: Box<Manifest> },
-    Plain { file: PathBuf },
+    Proved { place: Place, manifest: Box<Manifest> },
+    Plain { file: Input },
 }
 
 impl Source {
-    /// A directory with a manifest, or one file. Reads every byte that the manifest names, and compares the hashes.
-    pub fn open(path: &Path) -> Result<Self> {
-        let kind = fs::metadata(path).map_err(Error::io("looking at", path))?;
-        if kind.is_file() {
-            return Ok(Self::Plain { file: path.to_owned() });
+    /// A place with a manifest, or one file. Reads every byte that the manifest names, and compares the hashes.
+    pub fn open(place: &(impl ToPlace + ?Sized)) -> Result<Self> {
+        let place = place.to_place();
+        if let Some((place, name)) = place.as_file()? {
+            return Ok(Self::Plain { file: Input { place, name } });
         }
-        match manifest::find(path)? {
+        match manifest::find(&place)? {
             manifest::Found::Portable(manifest) => {
-                super::manifest::verify_stored(path, &manifest.files)?;
-                Ok(Self::Proved { directory: path.to_owned(), manifest })
+                verify_stored(&place, &manifest.files)?;
+                Ok(Self::Proved { place, manifest })
             }
             manifest::Found::Exact => Err(Error::NoExport {
-                path: path.to_owned(),
+                path: place.name(),
                 what: "it holds an exact snapshot, which pg_restore or a copy of the file brings back",
             }),
             manifest::Found::Nothing => Err(Error::NoExport {
-                path: path.to_owned(),
+                path: place.name(),
                 what: "it has no manifest.json; an export without one was not finished. Name a file to import it unproved",
             }),
         }
     }
 
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub fn files(&self) -> Vec<Input> {
         match self {
-            Self::Proved { directory, manifest } => {
-                manifest.row_files().into_iter().map(|name| directory.join(name)).collect()
+            Self::Proved { place, manifest } => {
+                let names = manifest.row_files().into_iter();
+                names.map(|name| Input { place: place.clone(), name: name.to_owned() }).collect()
             }
             Self::Plain { file } => vec![file.clone()],
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    file,
+    Input,
     form::{Form, Metadata, TableEntry},
     json::{self, Malformed, Member},
 };
@@ -74,8 +74,8 @@ enum Place {
 }
 
 impl Reader {
-    pub fn open(path: &Path) -> Result<Self> {
-        Reader::new(file::open(path)?, path)
+    pub fn open(input: &Input) -> Result<Self> {
+        Reader::new(input.open()?, &input.path())
     }
 }
 
@@ -119,9 +119,11 @@ impl<R: Read> Reader<R> {
 
     fn failed(&self, fault: Fault) -> Error {
         match fault {
-            // zstd tells of a frame that is cut off or damaged by errors that are no operating system's.
-            Fault::Io(error) if error.raw_os_error().is_none() => self.fault(error.to_string()),
-            Fault::Io(error) => Error::io("reading", &self.path)(error),
+            Fault::Io(error) => match Error::io("reading", &self.path)(error) {
+                // zstd tells of a frame that is cut off or damaged by errors that are no operating system's.
+                Error::Io { source, .. } if source.raw_os_error().is_none() => self.fault(source.to_string()),
+                other => other,
+            },
             Fault::Form(what) => Error::Unreadable { path: self.path.clone(), row: self.rows + 1, what },
         }
     }

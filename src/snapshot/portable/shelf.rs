@@ -1,11 +1,7 @@
-//! What lies in a directory of exports and snapshots, and the removal of old exports. Exact snapshots belong to attempts and
+//! What lies in a place of exports and snapshots, and the removal of old exports. Exact snapshots belong to attempts and
 //! are never removed here.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
+use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::{
@@ -15,16 +11,19 @@ use super::{
 use crate::snapshot::{
     Error, Result,
     manifest::{self, MANIFEST},
+    store::{Kind, Place, ToPlace, UPLOAD},
 };
 
 /// How far below the storage a manifest is looked for: release, attempt and what an attempt keeps besides.
 const DEPTH: u32 = 3;
+/// What has been uploading for longer is nobody's any more.
+const ABANDONED: SignedDuration = SignedDuration::from_hours(24);
 
 /// One export or snapshot, by its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    pub directory: PathBuf,
+    pub directory: Place,
     /// `portable`, or an exact snapshot's: `postgresql`, `sqlite`, ….
     pub kind: String,
     pub read_at: Option<jiff::Timestamp>,
@@ -37,32 +36,46 @@ pub struct Entry {
     pub fault: Option<String>,
 }
 
-/// Everything with a manifest below `storage`, the newest last. Reads manifests only.
-pub fn list(storage: &Path) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    walk(storage, DEPTH, &mut entries)?;
-    entries.sort_by(|a, b| (a.read_at, &a.directory).cmp(&(b.read_at, &b.directory)));
-    Ok(entries)
+/// What was found below a place.
+#[derive(Default)]
+struct Shelf {
+    entries: Vec<Entry>,
+    /// What tells of uploads, by the place that it lies in.
+    uploads: Vec<(Place, Vec<String>)>,
 }
 
-fn walk(directory: &Path, depth: u32, entries: &mut Vec<Entry>) -> Result<()> {
-    entries.extend(entry(directory));
-    if depth == 0 {
-        return Ok(());
+/// Everything with a manifest below `storage`, the newest last. Reads manifests only.
+pub fn list(storage: &(impl ToPlace + ?Sized)) -> Result<Vec<Entry>> {
+    Ok(look(&storage.to_place())?.entries)
+}
+
+fn look(storage: &Place) -> Result<Shelf> {
+    let mut shelf = Shelf::default();
+    walk(storage, DEPTH, &mut shelf)?;
+    shelf.entries.sort_by_key(|entry| (entry.read_at, entry.directory.name()));
+    Ok(shelf)
+}
+
+fn walk(place: &Place, depth: u32, shelf: &mut Shelf) -> Result<()> {
+    let found = place.entries()?;
+    if found.files.iter().any(|name| name == MANIFEST) {
+        shelf.entries.extend(entry(place));
     }
-    for found in fs::read_dir(directory).map_err(Error::io("looking into", directory))? {
-        let found = found.map_err(Error::io("looking into", directory))?;
-        // A link is not followed: what it leads to lies elsewhere.
-        if found.file_type().is_ok_and(|kind| kind.is_dir()) {
-            walk(&found.path(), depth - 1, entries)?;
+    let uploads: Vec<_> = found.files.into_iter().filter(|name| name.ends_with(UPLOAD)).collect();
+    if !uploads.is_empty() {
+        shelf.uploads.push((place.clone(), uploads));
+    }
+    if depth > 0 {
+        for name in found.places {
+            walk(&place.below(&name), depth - 1, shelf)?;
         }
     }
     Ok(())
 }
 
-fn entry(directory: &Path) -> Option<Entry> {
+fn entry(place: &Place) -> Option<Entry> {
     let of = |kind: &str| Entry {
-        directory: directory.to_owned(),
+        directory: place.clone(),
         kind: kind.to_owned(),
         read_at: None,
         tables: 0,
@@ -72,7 +85,7 @@ fn entry(directory: &Path) -> Option<Entry> {
         fault: None,
     };
     let faulty = |error: &Error| Entry { fault: Some(error.to_string()), ..of("unknown") };
-    match find(directory) {
+    match find(place) {
         Ok(Found::Nothing) => None,
         Ok(Found::Portable(manifest)) => Some(Entry {
             read_at: Some(manifest.read_at),
@@ -82,7 +95,7 @@ fn entry(directory: &Path) -> Option<Entry> {
             data_digest: manifest.data_digest.clone(),
             ..of(KIND)
         }),
-        Ok(Found::Exact) => Some(match manifest::read(directory) {
+        Ok(Found::Exact) => Some(match manifest::read(place) {
             Ok(Some(stored)) => Entry {
                 read_at: Some(stored.manifest.read_at),
                 tables: stored.manifest.tables.len(),
@@ -102,7 +115,7 @@ fn entry(directory: &Path) -> Option<Entry> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pruned {
-    pub directory: PathBuf,
+    pub directory: Place,
     pub fate: Fate,
 }
 
@@ -114,19 +127,22 @@ pub enum Fate {
     /// Its bytes are not as its manifest says; it counts for none, and a person shall look at it.
     Damaged(String),
     Removed,
+    /// The upload of this file had begun more than a day before, and had no end.
+    UploadEnded(String),
 }
 
 /// Whether an export lies beside an exact snapshot: then it is an attempt's, too.
-fn is_an_attempts(directory: &Path) -> bool {
-    directory.parent().is_some_and(|above| matches!(find(above), Ok(Found::Exact)))
+fn is_an_attempts(place: &Place) -> bool {
+    place.above().is_some_and(|above| matches!(find(&above), Ok(Found::Exact)))
 }
 
 /// Keeps the newest `keep` portable exports (one at least) whose every byte is as its manifest says, and removes those that
-/// are older than all of them. With `dry` nothing is removed.
-pub fn prune(storage: &Path, keep: usize, dry: bool) -> Result<Vec<Pruned>> {
+/// are older than all of them. Uploads that nobody carries on are ended. With `dry` nothing is removed.
+pub fn prune(storage: &(impl ToPlace + ?Sized), keep: usize, dry: bool) -> Result<Vec<Pruned>> {
     let mut kept = 0;
     let mut pruned = Vec::new();
-    let listed = list(storage)?.into_iter().rev();
+    let shelf = look(&storage.to_place())?;
+    let listed = shelf.entries.into_iter().rev();
     let exports = listed.filter(|entry| entry.kind == KIND && !is_an_attempts(&entry.directory));
     for Entry { directory, .. } in exports {
         let Found::Portable(manifest) = find(&directory)? else { continue };
@@ -141,18 +157,31 @@ pub fn prune(storage: &Path, keep: usize, dry: bool) -> Result<Vec<Pruned>> {
                     kept += 1;
                     Fate::Kept
                 }
+                // That the storage does not answer says nothing of an export.
+                Err(Error::Store(error)) if error.kind() != Some(Kind::Missing) => return Err(error.into()),
                 Err(error) => Fate::Damaged(error.to_string()),
             }
         };
         pruned.push(Pruned { directory, fate });
     }
+    let now = jiff::Timestamp::now();
+    for (directory, uploads) in shelf.uploads {
+        for upload in directory.unfinished(&uploads)? {
+            if now.duration_since(upload.started_at) > ABANDONED {
+                if !dry {
+                    upload.end()?;
+                }
+                pruned.push(Pruned { directory: directory.clone(), fate: Fate::UploadEnded(upload.file) });
+            }
+        }
+    }
     Ok(pruned)
 }
 
 /// The manifest goes first: what is half removed is no export. Files of other names keep the directory.
-fn remove(directory: &Path, manifest: &Manifest) -> Result<()> {
+fn remove(place: &Place, manifest: &Manifest) -> Result<()> {
     let names: Vec<String> = std::iter::once(MANIFEST.to_owned()).chain(manifest.files.keys().cloned()).collect();
-    super::file::clear(directory, &names)?;
-    let _ = fs::remove_dir(directory);
+    place.remove(&names)?;
+    let _ = place.remove_empty();
     Ok(())
 }

@@ -1,9 +1,6 @@
 //! Exports a database: one read point, the rows streamed by COPY and written as JSON, every digest proved by the server.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{mpsc, watch};
@@ -31,6 +28,8 @@ use crate::snapshot::{
     quote_literal,
     schema::{self, Relation, Schema},
     session::{self, execute},
+    sqlite::blocking,
+    store::{Place, ToPlace},
     url::DatabaseUrl,
 };
 
@@ -40,7 +39,7 @@ pub struct Request<'a> {
     /// `application_name` of our sessions.
     pub application: &'a str,
     /// Made where it is missing; it must be empty.
-    pub directory: &'a Path,
+    pub directory: &'a dyn ToPlace,
     pub options: Options,
     /// The read point: a snapshot that another transaction exported and still holds. Without it one is taken.
     pub snapshot: Option<&'a str>,
@@ -84,7 +83,18 @@ struct Point {
 
 /// Exports every table, column and sequence, and gives the manifest, which is written last.
 pub async fn export(request: &Request<'_>) -> Result<Manifest> {
+    let place = request.directory.to_place();
+    let (busy, mut idle) = mpsc::channel(1);
+    let exported = export_to(request, &place, busy).await;
+    // A file that was given up is let go of before anybody hears why.
+    let _: Option<()> = idle.recv().await;
+    exported
+}
+
+/// Whoever writes a file holds `busy`.
+async fn export_to(request: &Request<'_>, place: &Place, busy: mpsc::Sender<()>) -> Result<Manifest> {
     let started_at = jiff::Timestamp::now();
+    on(place, Place::try_writing).await?;
     let mut session = session::open(request.url, request.application).await?;
     let mut second = session::open(request.url, request.application).await?;
     let point = begin(&mut session, request.snapshot).await?;
@@ -98,14 +108,16 @@ pub async fn export(request: &Request<'_>) -> Result<Manifest> {
     for table in planned.iter_mut().flatten() {
         table.rows = count(&mut session, &table.table).await?;
     }
-    prepare(request.directory, request.options)?;
+    let options = request.options;
+    on(place, move |place| prepare(place, options)).await?;
     let [main, others] = &planned;
     info!(tables = main.len() + others.len(), snapshot = point.snapshot, "the read point is taken; rows are written");
 
-    let first = write(request, &point, &mut session, MAIN, main);
+    let target = Target { place, busy };
+    let first = write(request, &target, &point, &mut session, (MAIN, main));
     // The second session writes the smaller file, then may have the server compute every digest beside the first.
     let rest = async {
-        let written = write(request, &point, &mut second, OTHERS, others).await?;
+        let written = write(request, &target, &point, &mut second, (OTHERS, others)).await?;
         Ok((written, digests(request, &point, &mut second).await?))
     };
     let ((main_file, mut tables), ((others_file, more), digests)) = tokio::try_join!(first, rest)?;
@@ -131,9 +143,9 @@ pub async fn export(request: &Request<'_>) -> Result<Manifest> {
     };
     covered(request, &point.schema, &written).await?;
 
-    let schema_file = manifest::write_schema(request.directory, &point.schema)?;
-    let files = [(request.options.name(MAIN), main_file), (request.options.name(OTHERS), others_file)];
     let fingerprint = point.schema.fingerprint();
+    let schema_file = on(place, move |place| manifest::write_schema(place, &point.schema)).await?;
+    let files = [(request.options.name(MAIN), main_file), (request.options.name(OTHERS), others_file)];
     let mut manifest = Manifest {
         v: 1,
         kind: KIND.to_owned(),
@@ -157,9 +169,15 @@ pub async fn export(request: &Request<'_>) -> Result<Manifest> {
         files: files.into_iter().chain([(SCHEMA.to_owned(), schema_file)]).collect(),
     };
     manifest.data_digest = manifest.data().total(&fingerprint);
-    manifest::write(request.directory, &manifest)?;
+    let manifest = on(place, move |place| manifest::write(place, &manifest).map(|()| manifest)).await?;
     let _ = tokio::join!(session.close(), second.close());
     Ok(manifest)
+}
+
+/// Works on the place where a thread may wait.
+async fn on<T: Send + 'static>(place: &Place, work: impl FnOnce(&Place) -> Result<T> + Send + 'static) -> Result<T> {
+    let place = place.clone();
+    blocking(move || work(&place)).await
 }
 
 /// The server's digest of each table, where the export is to be proved by them.
@@ -225,22 +243,27 @@ async fn count(session: &mut PgConnection, table: &str) -> Result<i64> {
 
 type Written = (StoredFile, BTreeMap<String, Table>);
 
+/// Where the files go.
+struct Target<'a> {
+    place: &'a Place,
+    busy: mpsc::Sender<()>,
+}
+
 /// Writes one file.
 async fn write(
     request: &Request<'_>,
+    target: &Target<'_>,
     point: &Point,
     session: &mut PgConnection,
-    begin: &str,
-    planned: &[Planned],
+    (begin, planned): (&str, &[Planned]),
 ) -> Result<Written> {
-    let name = request.options.name(begin);
-    let file = FileWriter::create(&request.directory.join(&name), request.options.compression)?;
+    let (name, compression) = (request.options.name(begin), request.options.compression);
+    let (made, busy) = (name.clone(), target.busy.clone());
+    let file = on(target.place, move |place| FileWriter::create(place, &made, compression, busy)).await?;
     let written = write_tables(request, point, session, &file, planned).await;
-    // What the disk said comes first: it may be why the rest went wrong.
-    let ended = tokio::task::spawn_blocking(move || file.finish()).await;
-    let stored = ended.map_err(|error| Error::Order { what: format!("a thread ended early: {error}") })??;
+    let (stored, digests) = blocking(move || file.end(written)).await?;
     let content = |planned: &Planned, content| Table { file: name.clone(), name: planned.name.clone(), content };
-    let tables = planned.iter().zip(written?).map(|(planned, sums)| (planned.table.clone(), content(planned, sums)));
+    let tables = planned.iter().zip(digests).map(|(planned, sums)| (planned.table.clone(), content(planned, sums)));
     Ok((stored, tables.collect()))
 }
 

@@ -1,10 +1,7 @@
 //! Imports an export, ours or the official tool's, in one transaction: old rows out, new rows in by COPY, and no COMMIT
 //! before every digest is the manifest's.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{Connection, PgConnection, postgres::PgCopyIn};
 use tokio::sync::mpsc;
@@ -20,7 +17,7 @@ use crate::snapshot::{
     Error, Result, copying, digest, dump,
     manifest::read_stored_schema,
     portable::{
-        Imported, Manifest, Progress, Source, copy_text,
+        Imported, Input, Manifest, Progress, Source, copy_text,
         read::{RawRow, Reader},
     },
     quote_ident,
@@ -62,7 +59,11 @@ pub async fn import(request: &Request<'_>) -> Result<Imported> {
 async fn within(request: &Request<'_>, session: &mut PgConnection) -> Result<Imported> {
     let live = schema::read(session).await?;
     let scope = match request.source {
-        Source::Proved { directory, manifest } => proved_scope(directory, manifest, &live)?,
+        Source::Proved { place, manifest } => {
+            let (place, files) = (place.clone(), manifest.files.clone());
+            let exported: Schema = blocking(move || read_stored_schema(&place, &files)).await?;
+            proved_scope(&exported, manifest, &live)?
+        }
         Source::Plain { file } => {
             let (file, live) = (file.clone(), live.clone());
             blocking(move || plain_scope(&file, &live)).await?
@@ -101,9 +102,8 @@ async fn within(request: &Request<'_>, session: &mut PgConnection) -> Result<Imp
     Ok(Imported { tables: scope.len(), rows, proved: expected.is_some() })
 }
 
-fn proved_scope(directory: &Path, manifest: &Manifest, live: &Schema) -> Result<Vec<String>> {
-    let exported: Schema = read_stored_schema(directory, &manifest.files)?;
-    let unfit = target::unfit(&exported, live);
+fn proved_scope(exported: &Schema, manifest: &Manifest, live: &Schema) -> Result<Vec<String>> {
+    let unfit = target::unfit(exported, live);
     if !unfit.is_empty() {
         return Err(Error::TargetUnfit { what: dump::first(&unfit) });
     }
@@ -111,7 +111,7 @@ fn proved_scope(directory: &Path, manifest: &Manifest, live: &Schema) -> Result<
 }
 
 /// Reads the whole file once, before anything is changed: which tables it has, and that it is not cut off.
-fn plain_scope(file: &Path, live: &Schema) -> Result<Vec<String>> {
+fn plain_scope(file: &Input, live: &Schema) -> Result<Vec<String>> {
     let mut reader = Reader::open(file)?;
     let mut row = RawRow::default();
     let mut counts: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
@@ -166,14 +166,14 @@ enum Step {
 /// Sends a file's rows; gives their number.
 async fn fill(
     session: &mut PgConnection,
-    file: &Path,
+    file: &Input,
     live: &Schema,
     request: &Request<'_>,
     expected: impl Fn(&str) -> Option<i64>,
 ) -> Result<i64> {
     let (sender, mut steps) = mpsc::channel(WAITING);
     let reading = tokio::task::spawn_blocking({
-        let (file, tables) = (file.to_owned(), known(live));
+        let (file, tables) = (file.clone(), known(live));
         move || read(&file, tables, &sender)
     });
     let sent = send(session, &mut steps, request, expected).await;
@@ -215,7 +215,7 @@ async fn send(
 }
 
 /// Reads a file's rows and hands them on, in pieces. A receiver that went away is no error: whoever has it knows why.
-fn read(file: &Path, tables: BTreeMap<Vec<u8>, Known>, steps: &mpsc::Sender<Step>) -> Result<()> {
+fn read(file: &Input, tables: BTreeMap<Vec<u8>, Known>, steps: &mpsc::Sender<Step>) -> Result<()> {
     let mut reader = Reader::open(file)?;
     let mut decoder = Decoder::new(tables);
     let (mut row, mut values) = (RawRow::default(), Values::default());

@@ -1,6 +1,6 @@
 //! Rows on their way: from a file's JSON to PostgreSQL's texts, and from the server to whoever looks at them.
 
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{collections::BTreeMap, ops::Range};
 
 use futures::StreamExt;
 use sqlx::PgConnection;
@@ -11,7 +11,7 @@ use crate::snapshot::{
     Error, Result,
     digest::{DataDigest, RowSums, row_hash},
     portable::{
-        copy_text,
+        Input, copy_text,
         json::read_string,
         read::{RawRow, Reader},
     },
@@ -145,11 +145,11 @@ impl Values {
 /// Shows every row of a file, in its order: the table's name in the schema, its fields and the row's values.
 /// Gives the number of rows by table.
 pub fn visit_file(
-    path: &Path,
+    file: &Input,
     schema: &Schema,
     mut visit: impl FnMut(&Known, &Values) -> Result<()>,
 ) -> Result<BTreeMap<String, i64>> {
-    let mut reader = Reader::open(path)?;
+    let mut reader = Reader::open(file)?;
     let mut decoder = Decoder::new(known(schema));
     let (mut row, mut values, mut counts) = (RawRow::default(), Values::default(), BTreeMap::<String, i64>::new());
     while reader.next(&mut row)? {
@@ -175,9 +175,9 @@ pub fn visit_file(
 }
 
 /// The digests of a file's rows, computed from its bytes. Sequences are in no file.
-pub fn digest_file(path: &Path, schema: &Schema) -> Result<DataDigest> {
+pub fn digest_file(file: &Input, schema: &Schema) -> Result<DataDigest> {
     let mut sums: BTreeMap<String, RowSums> = BTreeMap::new();
-    visit_file(path, schema, |known, values| {
+    visit_file(file, schema, |known, values| {
         let hash = row_hash(values.iter());
         match sums.get_mut(&known.table) {
             Some(sum) => sum.add(&hash),

@@ -23,6 +23,7 @@ use crate::snapshot::{
     },
     quote_ident,
     sqlite::{digest, library, open_beside, open_copy, schema},
+    store::{Place, ToPlace},
 };
 
 /// Rows go to the file in pieces of about this size.
@@ -34,7 +35,7 @@ pub struct Request<'a> {
     /// The file is a copy that nobody else has open, on a volume that may know no locks.
     pub copy: bool,
     /// Made where it is missing; it must be empty.
-    pub directory: &'a Path,
+    pub directory: &'a dyn ToPlace,
     pub options: Options,
     pub progress: Progress,
 }
@@ -42,7 +43,8 @@ pub struct Request<'a> {
 /// Exports every table and column, and how far AUTOINCREMENT keys are. Gives the manifest, which is written last.
 pub fn export(request: &Request<'_>) -> Result<Manifest> {
     let started_at = jiff::Timestamp::now();
-    let path = request.database;
+    let (path, place) = (request.database, request.directory.to_place());
+    place.try_writing()?;
     if !path.try_exists().map_err(Error::io("looking for", path))? {
         return Err(Error::FileMissing { path: path.to_owned() });
     }
@@ -61,16 +63,16 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
         let counted = connection.query_row(&sql, [], |row| row.get(0));
         table.rows = counted.map_err(Error::sqlite(format!("counting the rows of {} in", table.table), path))?;
     }
-    prepare(request.directory, request.options)?;
+    prepare(&place, request.options)?;
     let [main, others] = &planned;
     info!(tables = main.len() + others.len(), "the read point is taken; rows are written");
 
-    let export = Exporting { request, connection: &connection, schema: &schema, read_at };
+    let export = Exporting { request, place: &place, connection: &connection, schema: &schema, read_at };
     let (main_file, mut tables) = export.write(MAIN, main)?;
     let (others_file, more) = export.write(OTHERS, others)?;
     tables.extend(more);
     covered(request, &schema, &tables)?;
-    let schema_file = manifest::write_schema(request.directory, &schema)?;
+    let schema_file = manifest::write_schema(&place, &schema)?;
     let files = [(request.options.name(MAIN), main_file), (request.options.name(OTHERS), others_file)];
     let fingerprint = schema.fingerprint();
     let mut manifest = Manifest {
@@ -96,7 +98,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
         files: files.into_iter().chain([(SCHEMA.to_owned(), schema_file)]).collect(),
     };
     manifest.data_digest = manifest.data().total(&fingerprint);
-    manifest::write(request.directory, &manifest)?;
+    manifest::write(&place, &manifest)?;
     Ok(manifest)
 }
 
@@ -106,6 +108,7 @@ fn open(request: &Request<'_>) -> Result<Connection> {
 
 struct Exporting<'a> {
     request: &'a Request<'a>,
+    place: &'a Place,
     connection: &'a Connection,
     schema: &'a schema::Schema,
     read_at: jiff::Timestamp,
@@ -115,13 +118,11 @@ impl Exporting<'_> {
     fn write(&self, begin: &str, planned: &[Planned]) -> Result<(StoredFile, BTreeMap<String, Table>)> {
         let options = self.request.options;
         let name = options.name(begin);
-        let file = FileWriter::create(&self.request.directory.join(&name), options.compression)?;
+        let file = FileWriter::create(self.place, &name, options.compression, ())?;
         let written = self.tables(&file, planned);
-        // What the disk said comes first: it may be why the rest went wrong.
-        let stored = file.finish()?;
+        let (stored, digests) = file.end(written)?;
         let content = |planned: &Planned, content| Table { file: name.clone(), name: planned.name.clone(), content };
-        let tables =
-            planned.iter().zip(written?).map(|(planned, sums)| (planned.table.clone(), content(planned, sums)));
+        let tables = planned.iter().zip(digests).map(|(planned, sums)| (planned.table.clone(), content(planned, sums)));
         Ok((stored, tables.collect()))
     }
 

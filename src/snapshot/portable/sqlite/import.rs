@@ -18,7 +18,7 @@ use crate::snapshot::{
     dump::first,
     manifest::read_stored_schema,
     portable::{
-        Imported, Manifest, Progress, Source,
+        Imported, Input, Manifest, Progress, Source,
         read::{RawRow, Reader},
     },
     quote_ident,
@@ -56,8 +56,8 @@ fn within(request: &Request<'_>, connection: &Connection) -> Result<Imported> {
     let path = request.database;
     let live = schema::read(connection, path)?;
     let scope = match request.source {
-        Source::Proved { directory, manifest } => {
-            let exported: Schema = read_stored_schema(directory, &manifest.files)?;
+        Source::Proved { place, manifest } => {
+            let exported: Schema = read_stored_schema(place, &manifest.files)?;
             let unfit = unfit(&exported, &live);
             if !unfit.is_empty() {
                 return Err(Error::TargetUnfit { what: first(&unfit) });
@@ -123,7 +123,7 @@ fn unfit(exported: &Schema, live: &Schema) -> Vec<String> {
 }
 
 /// Reads the whole file once, before anything is changed: which tables it has, and that it is not cut off.
-fn plain_scope(file: &Path, live: &Schema) -> Result<BTreeSet<String>> {
+fn plain_scope(file: &Input, live: &Schema) -> Result<BTreeSet<String>> {
     let mut reader = Reader::open(file)?;
     let mut row = RawRow::default();
     let mut counts: BTreeMap<String, i64> = BTreeMap::new();
@@ -146,7 +146,7 @@ fn plain_scope(file: &Path, live: &Schema) -> Result<BTreeSet<String>> {
 }
 
 /// Inserts a file's rows; gives their number.
-fn fill(request: &Request<'_>, connection: &Connection, live: &Schema, file: &Path) -> Result<i64> {
+fn fill(request: &Request<'_>, connection: &Connection, live: &Schema, file: &Input) -> Result<i64> {
     let path = request.database;
     let known = known(live);
     let mut reader = Reader::open(file)?;

@@ -10,6 +10,7 @@ use crate::snapshot::{
     Error, Result,
     digest::{DataDigest, RowSums},
     portable::{
+        Input,
         json::read_string,
         read::{RawRow, Reader},
     },
@@ -70,12 +71,12 @@ pub(super) fn read(row: &RawRow, member: usize, field: &Field, table: &str) -> R
 
 /// Shows every row of a file, in its order: the table's name, its fields, and the row's values in their order.
 pub fn visit_file(
-    path: &Path,
+    file: &Input,
     schema: &Schema,
     mut visit: impl FnMut(&str, &[Field], &[Stored]) -> Result<()>,
 ) -> Result<()> {
     let known = known(schema);
-    let mut reader = Reader::open(path)?;
+    let mut reader = Reader::open(file)?;
     let (mut row, mut decoder) = (RawRow::default(), Decoder::default());
     let mut counts: BTreeMap<String, i64> = BTreeMap::new();
     let mut values = Vec::new();
@@ -110,9 +111,9 @@ pub fn row_hash<'a>(values: impl Iterator<Item = ValueRef<'a>>) -> [u8; 32] {
 }
 
 /// The digests of a file's rows, computed from its bytes. Sequences are in no file.
-pub fn digest_file(path: &Path, schema: &Schema) -> Result<DataDigest> {
+pub fn digest_file(file: &Input, schema: &Schema) -> Result<DataDigest> {
     let mut sums: BTreeMap<String, RowSums> = BTreeMap::new();
-    visit_file(path, schema, |table, _, values| {
+    visit_file(file, schema, |table, _, values| {
         let hash = row_hash(values.iter().map(Stored::borrowed));
         match sums.get_mut(table) {
             Some(sum) => sum.add(&hash),

@@ -12,7 +12,7 @@ use crate::snapshot::{
     digest::{self, DataDigest, row_hash},
     manifest as exact,
     portable::{
-        Manifest, Progress,
+        Input, Manifest, Progress,
         json::write_string,
         manifest::{Found, find},
         postgres, sqlite as portable_sqlite,
@@ -20,6 +20,7 @@ use crate::snapshot::{
     schema::{self, Schema},
     session::{self, execute},
     sqlite::{self, DATABASE, content, open_beside, open_copy},
+    store::Place,
     url::DatabaseUrl,
 };
 
@@ -33,7 +34,7 @@ pub enum Side {
     /// An SQLite file, in use or not.
     Sqlite(PathBuf),
     /// A portable export or an exact snapshot, by its manifest.
-    Directory(PathBuf),
+    Stored(Place),
 }
 
 pub(super) enum AnySchema {
@@ -53,7 +54,7 @@ enum Rows {
     /// The transaction that it was read in.
     Postgres(PgConnection),
     Sqlite(Option<Connection>, PathBuf),
-    Portable(PathBuf, Box<Manifest>),
+    Portable(Place, Box<Manifest>),
     /// In a dump that only a server can read.
     Dump,
 }
@@ -71,9 +72,9 @@ pub(super) async fn open(side: &Side, progress: &Progress) -> Result<Opened> {
             })
             .await
         }
-        Side::Directory(directory) => {
-            let directory = directory.clone();
-            sqlite::blocking(move || stored(&directory)).await
+        Side::Stored(place) => {
+            let place = place.clone();
+            sqlite::blocking(move || stored(&place)).await
         }
     }
 }
@@ -96,34 +97,41 @@ fn file(connection: Connection, path: PathBuf) -> Result<Opened> {
     })
 }
 
-fn stored(directory: &Path) -> Result<Opened> {
-    match find(directory)? {
-        Found::Nothing => {
+fn stored(place: &Place) -> Result<Opened> {
+    match (find(place)?, place) {
+        (Found::Nothing, _) => {
             let what = "it has no manifest.json; what has none was not finished";
-            Err(Error::NoExport { path: directory.to_owned(), what })
+            Err(Error::NoExport { path: place.name(), what })
         }
-        Found::Portable(manifest) => portable(directory, manifest),
-        Found::Exact => snapshot(directory),
+        (Found::Portable(manifest), _) => portable(place, manifest),
+        (Found::Exact, Place::Directory(directory)) => snapshot(directory),
+        (Found::Exact, Place::Bucket(_)) => {
+            let what = "it is an exact snapshot; copy its files into a directory, and name that";
+            Err(Error::NoExport { path: place.name(), what })
+        }
     }
 }
 
 /// Rows are read from the files' bytes; the manifest's digests must be those.
-fn portable(directory: &Path, manifest: Box<Manifest>) -> Result<Opened> {
-    exact::verify_stored(directory, &manifest.files)?;
-    let damaged = |what: String| Error::Damaged { directory: directory.to_owned(), what };
+fn portable(place: &Place, manifest: Box<Manifest>) -> Result<Opened> {
+    exact::verify_stored(place, &manifest.files)?;
+    let damaged = |what: String| Error::Damaged { directory: place.name(), what };
+    let files = |manifest: &Manifest| -> Vec<_> {
+        manifest.row_files().into_iter().map(|name| Input { place: place.clone(), name: name.to_owned() }).collect()
+    };
     let mut data = DataDigest { sequences: manifest.sequences.clone(), ..DataDigest::default() };
     let schema = match manifest.engine.as_str() {
         postgres::ENGINE => {
-            let schema: Schema = exact::read_stored_schema(directory, &manifest.files)?;
-            for name in manifest.row_files() {
-                data.tables.extend(postgres::digest_file(&directory.join(name), &schema)?.tables);
+            let schema: Schema = exact::read_stored_schema(place, &manifest.files)?;
+            for file in files(&manifest) {
+                data.tables.extend(postgres::digest_file(&file, &schema)?.tables);
             }
             AnySchema::Postgres(schema)
         }
         portable_sqlite::ENGINE => {
-            let schema: sqlite::schema::Schema = exact::read_stored_schema(directory, &manifest.files)?;
-            for name in manifest.row_files() {
-                data.tables.extend(portable_sqlite::digest_file(&directory.join(name), &schema)?.tables);
+            let schema: sqlite::schema::Schema = exact::read_stored_schema(place, &manifest.files)?;
+            for file in files(&manifest) {
+                data.tables.extend(portable_sqlite::digest_file(&file, &schema)?.tables);
             }
             AnySchema::Sqlite(schema)
         }
@@ -136,7 +144,7 @@ fn portable(directory: &Path, manifest: Box<Manifest>) -> Result<Opened> {
             return Err(damaged(format!("the rows of {name} are not those that its manifest tells of")));
         }
     }
-    Ok(Opened { schema, data, rows: Rows::Portable(directory.to_owned(), manifest) })
+    Ok(Opened { schema, data, rows: Rows::Portable(place.clone(), manifest) })
 }
 
 fn snapshot(directory: &Path) -> Result<Opened> {
@@ -188,10 +196,11 @@ impl Opened {
                 *connection = Some(open);
                 Ok(Some(spill))
             }
-            (Rows::Portable(directory, manifest), schema) => {
-                let Some(file) = manifest.tables.get(table).map(|table| directory.join(&table.file)) else {
+            (Rows::Portable(place, manifest), schema) => {
+                let Some(name) = manifest.tables.get(table).map(|table| table.file.clone()) else {
                     return Ok(None);
                 };
+                let file = Input { place: place.clone(), name };
                 let name = table.to_owned();
                 match schema {
                     AnySchema::Postgres(schema) => {
@@ -209,7 +218,7 @@ impl Opened {
     }
 }
 
-fn spill_postgres(file: &Path, schema: &Schema, table: &str, texts: bool, mut spill: Spill) -> Result<Spill> {
+fn spill_postgres(file: &Input, schema: &Schema, table: &str, texts: bool, mut spill: Spill) -> Result<Spill> {
     let Some(relation) = schema.relations.get(table) else { return Ok(spill) };
     let key = Key::of(relation.columns.keys(), &relation.primary_key);
     postgres::visit_file(file, schema, |known, values| {
@@ -219,7 +228,7 @@ fn spill_postgres(file: &Path, schema: &Schema, table: &str, texts: bool, mut sp
 }
 
 fn spill_sqlite(
-    file: &Path,
+    file: &Input,
     schema: &sqlite::schema::Schema,
     table: &str,
     texts: bool,
