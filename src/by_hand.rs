@@ -20,7 +20,7 @@ use memoria_operator::{
         Error, Result,
         manifest::StoredFile,
         portable::{
-            Compression, Form, Imported, Manifest, Options, Progress, Proof, Source,
+            self, Compression, Form, Imported, Keys, Manifest, Options, Progress, Proof, Recipients, Source,
             manifest::Table,
             postgres,
             shelf::{self, Fate},
@@ -72,6 +72,12 @@ pub enum SnapshotCommand {
         /// Who computes the digests of PostgreSQL's rows
         #[arg(long, value_enum, default_value_t, value_name = "WHO")]
         proof: Proof,
+        /// Encrypt it to this public key of age, age1…; may be given several times, and an identity of any of them reads it
+        #[arg(long = "recipient", value_name = "KEY")]
+        recipients: Vec<String>,
+        /// The same, from a file with one key a line
+        #[arg(long, value_name = "FILE")]
+        recipients_file: Option<PathBuf>,
         /// Into a bucket: size of an upload's parts. It takes memory of four of them; a file has 10,000 parts at most
         #[arg(long, value_name = "MIB", default_value_t = DEFAULT_PART_MIB,
             value_parser = clap::value_parser!(u32).range(i64::from(*PART_MIB.start())..=i64::from(*PART_MIB.end())))]
@@ -91,6 +97,8 @@ pub enum SnapshotCommand {
         source: PathBuf,
         #[command(flatten)]
         database: Database,
+        #[command(flatten)]
+        identities: Identities,
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
@@ -109,6 +117,8 @@ pub enum SnapshotCommand {
         second: String,
         #[command(flatten)]
         database: Database,
+        #[command(flatten)]
+        identities: Identities,
         /// Of each table that differs show the keys of up to so many rows; other values are never shown
         #[arg(long, value_name = "N", default_value_t = 0)]
         keys: usize,
@@ -127,11 +137,15 @@ pub enum SnapshotCommand {
         json: bool,
     },
     /// Show what an export holds, after every byte of it was compared with its manifest
+    ///
+    /// That needs no identity where it is encrypted; with one all of it is decrypted, too.
     #[command(after_help = EXIT_CODES)]
     Show {
         /// Or s3://bucket/prefix
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+        #[command(flatten)]
+        identities: Identities,
         /// Print the manifest as JSON
         #[arg(long)]
         json: bool,
@@ -168,6 +182,13 @@ pub struct Database {
     database_url: Option<String>,
 }
 
+#[derive(Args)]
+pub struct Identities {
+    /// What an encrypted export is read with: a file as age-keygen writes it
+    #[arg(long, value_name = "FILE", env = "MEMORIA_OPERATOR_IDENTITY_FILE")]
+    identity_file: Option<PathBuf>,
+}
+
 /// A database that was named.
 enum Target {
     Postgres(Box<DatabaseUrl>),
@@ -195,9 +216,21 @@ pub fn run(command: &SnapshotCommand) -> ExitCode {
 
 async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
     match command {
-        SnapshotCommand::Export { directory, database, format, compress, snapshot, proof, part_size, json } => {
+        SnapshotCommand::Export {
+            directory,
+            database,
+            format,
+            compress,
+            snapshot,
+            proof,
+            recipients,
+            recipients_file,
+            part_size,
+            json,
+        } => {
             let (target, place) = (Target::of(database)?, place(directory, *part_size)?);
-            let options = Options { form: *format, compression: *compress };
+            let recipients = Recipients::read(recipients, recipients_file.as_deref()).map_err(failure)?;
+            let options = Options { form: *format, compression: *compress, recipients };
             let exported = export(&target, &place, options, (snapshot.as_deref(), *proof)).await;
             let manifest = exported.map_err(|error| target.failure(&error))?;
             say(*json, &Exported::of(&place, &manifest), |told| {
@@ -215,9 +248,9 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             });
             Ok(true)
         }
-        SnapshotCommand::Import { source, database, json } => {
+        SnapshotCommand::Import { source, database, identities, json } => {
             let (target, place) = (Target::of(database)?, place(source, DEFAULT_PART_MIB)?);
-            let imported = import(&target, place).await.map_err(|error| target.failure(&error))?;
+            let imported = import(&target, place, identities.keys()?).await.map_err(|error| target.failure(&error))?;
             say(*json, &imported, |told| {
                 let proof = if told.proved {
                     "every digest is the export's"
@@ -228,8 +261,9 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             });
             Ok(true)
         }
-        SnapshotCommand::Verify { first, second, database, keys, json } => {
-            let sides = [side(first, database)?, side(second, database)?];
+        SnapshotCommand::Verify { first, second, database, identities, keys, json } => {
+            let identities = identities.keys()?;
+            let sides = [side(first, database, &identities)?, side(second, database, &identities)?];
             let [(before, first_target), (after, second_target)] = &sides;
             let progress = bars();
             let compared = verify::compare(before, after, *keys, &progress.hear).await;
@@ -246,12 +280,9 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             say(*json, &entries, |entries| entries.iter().map(listed).collect::<Vec<_>>().join("\n"));
             Ok(true)
         }
-        SnapshotCommand::Show { directory, json } => {
-            let place = place(directory, DEFAULT_PART_MIB)?;
-            let source = on_a_thread(&place, |place| Source::open(&place)).await?;
-            let Source::Proved { manifest, .. } = source else {
-                return Err(Failure(format!("{place} is a file; name a directory with a manifest")));
-            };
+        SnapshotCommand::Show { directory, identities, json } => {
+            let (place, keys) = (place(directory, DEFAULT_PART_MIB)?, identities.keys()?);
+            let manifest = on_a_thread(&place, move |place| portable::inspect(&place, &keys)).await?;
             say(*json, &manifest, |manifest| shown(manifest));
             Ok(true)
         }
@@ -281,7 +312,11 @@ async fn on_a_thread<P: Clone + Send + 'static, T: Send + 'static>(
     work: impl FnOnce(P) -> Result<T> + Send + 'static,
 ) -> Result<T, Failure> {
     let place = place.clone();
-    blocking(move || work(place)).await.map_err(|error| Failure(error.to_string()))
+    blocking(move || work(place)).await.map_err(failure)
+}
+
+fn failure(error: Error) -> Failure {
+    Failure(error.to_string())
 }
 
 /// Where an export is or shall be.
@@ -300,12 +335,13 @@ fn listed(entry: &shelf::Entry) -> String {
     match (&entry.fault, entry.read_at) {
         (Some(fault), _) => format!("unreadable {place}: {fault}"),
         (None, at) => format!(
-            "{:<24} {:<12} {:>4} tables {:>12} rows {:>14} bytes  {place}",
+            "{:<24} {:<12} {:>4} tables {:>12} rows {:>14} bytes  {place}{}",
             at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default(),
             entry.kind,
             entry.tables,
             entry.rows,
-            entry.bytes
+            entry.bytes,
+            if entry.encrypted { " (encrypted)" } else { "" }
         ),
     }
 }
@@ -318,6 +354,7 @@ fn shown(manifest: &Manifest) -> String {
         ),
         format!("data digest {}, schema {}", manifest.data_digest, manifest.schema_fingerprint),
     ];
+    lines.extend(manifest.encryption.iter().map(|how| format!("encrypted to {}", how.recipients.join(", "))));
     let table =
         |(name, table): (&String, &Table)| format!("  {:>12} rows  {name} ({})", table.content.rows, table.file);
     lines.extend(manifest.tables.iter().map(table));
@@ -325,6 +362,12 @@ fn shown(manifest: &Manifest) -> String {
         |(name, file): (&String, &StoredFile)| format!("  {:>12} bytes {name} sha256 {}", file.bytes, file.sha256);
     lines.extend(manifest.files.iter().map(file));
     lines.join("\n")
+}
+
+impl Identities {
+    fn keys(&self) -> Result<Keys, Failure> {
+        self.identity_file.as_deref().map_or_else(|| Ok(Keys::default()), |path| Keys::read(path).map_err(failure))
+    }
 }
 
 impl Target {
@@ -356,11 +399,11 @@ fn redact<T: std::borrow::Borrow<Target>>(target: &Option<T>, text: &str) -> Str
     }
 }
 
-fn side(name: &str, database: &Database) -> Result<(Side, Option<Target>), Failure> {
+fn side(name: &str, database: &Database, keys: &Keys) -> Result<(Side, Option<Target>), Failure> {
     let target = match name {
         THE_DATABASE => Target::of(database)?,
         url if url.contains("://") && !url.starts_with(SCHEME) => Target::parse(url)?,
-        stored => return Ok((Side::Stored(place(stored.as_ref(), DEFAULT_PART_MIB)?), None)),
+        stored => return Ok((Side::Stored(place(stored.as_ref(), DEFAULT_PART_MIB)?, keys.clone()), None)),
     };
     let side = match &target {
         Target::Postgres(url) => Side::Postgres { url: url.clone(), application: APPLICATION.to_owned() },
@@ -401,8 +444,8 @@ async fn export(
     exported
 }
 
-async fn import(target: &Target, place: Place) -> Result<Imported> {
-    let source = blocking(move || Source::open(&place)).await?;
+async fn import(target: &Target, place: Place, keys: Keys) -> Result<Imported> {
+    let source = blocking(move || Source::open(&place, &keys)).await?;
     let bars = bars();
     let progress = bars.hear.clone();
     let imported = match target {

@@ -96,6 +96,8 @@ pub enum Error {
         "{} holds {found:?} already; name a directory that is empty or not there yet, an export is never overwritten", directory.display()
     )]
     NotEmpty { directory: PathBuf, found: String },
+    #[error("{what}. Identities are given by --identity-file, public keys by --recipient; nothing was changed")]
+    Key { what: String },
     #[error("{} is no portable export: {what}", path.display())]
     NoExport { path: PathBuf, what: &'static str },
     #[error(
@@ -170,6 +172,7 @@ impl Error {
             Self::Uncovered { .. }
             | Self::Unportable { .. }
             | Self::NoExport { .. }
+            | Self::Key { .. }
             | Self::OtherEngine { .. }
             | Self::Unreadable { .. }
             | Self::TargetUnfit { .. }
@@ -220,6 +223,7 @@ impl Error {
             Self::Unportable { .. } => "NotPortable",
             Self::NotEmpty { .. } => "DirectoryNotEmpty",
             Self::NoExport { .. } => "NoExport",
+            Self::Key { .. } => "KeyRefused",
             Self::OtherEngine { .. } => "OtherEngine",
             Self::Unreadable { .. } => "ExportUnreadable",
             Self::TargetUnfit { .. } => "TargetUnfit",

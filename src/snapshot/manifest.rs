@@ -191,17 +191,19 @@ pub fn verify_stored(place: &(impl ToPlace + ?Sized), files: &BTreeMap<String, S
 
 /// The schema that lies beside the manifest; the hash in the manifest counts.
 pub fn read_schema<T: DeserializeOwned>(directory: &Path, manifest: &Manifest) -> Result<T> {
-    read_stored_schema(&directory.to_place(), &manifest.files)
+    let bytes = read_stored(&directory.to_place(), SCHEMA, &manifest.files)?;
+    let damaged = |what: String| Error::Damaged { directory: directory.to_owned(), what: format!("{SCHEMA}: {what}") };
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
 }
 
-/// The same of any manifest that names the schema's file.
-pub fn read_stored_schema<T: DeserializeOwned>(place: &Place, files: &BTreeMap<String, StoredFile>) -> Result<T> {
-    let damaged = |what: &str| Error::Damaged { directory: place.name(), what: format!("{SCHEMA}: {what}") };
-    let bytes = place.read(SCHEMA)?.ok_or_else(|| damaged("it is not there"))?;
-    if files.get(SCHEMA).is_none_or(|file| file.sha256 != sha256_hex(&bytes)) {
+/// A small file that a manifest names; the hash there counts.
+pub fn read_stored(place: &Place, name: &str, files: &BTreeMap<String, StoredFile>) -> Result<Vec<u8>> {
+    let damaged = |what: &str| Error::Damaged { directory: place.name(), what: format!("{name}: {what}") };
+    let bytes = place.read(name)?.ok_or_else(|| damaged("it is not there"))?;
+    if files.get(name).is_none_or(|file| file.sha256 != sha256_hex(&bytes)) {
         return Err(damaged("another hash than the manifest's"));
     }
-    serde_json::from_slice(&bytes).map_err(|error| damaged(&error.to_string()))
+    Ok(bytes)
 }
 
 /// Size and SHA-256 of a file, in constant memory. What the page cache holds of it is dropped first, where that is

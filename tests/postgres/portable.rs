@@ -13,7 +13,7 @@ use memoria_operator::{
         Error, Result,
         digest::{self, DataDigest},
         portable::{
-            Compression, Form, Imported, Manifest, Options, Source, postgres, silent, sqlite,
+            Compression, Form, Imported, Keys, Manifest, Options, Recipients, Source, postgres, silent, sqlite,
             verify::{self, Change, Side},
         },
         quote_literal,
@@ -78,9 +78,9 @@ REFRESH MATERIALIZED VIEW sums;
 "#;
 
 const BOTH: [Options; 3] = [
-    Options { form: Form::Ndjson, compression: Compression::Zstd },
-    Options { form: Form::Ndjson, compression: Compression::None },
-    Options { form: Form::Json, compression: Compression::Zstd },
+    Options { form: Form::Ndjson, compression: Compression::Zstd, recipients: Recipients::NONE },
+    Options { form: Form::Ndjson, compression: Compression::None, recipients: Recipients::NONE },
+    Options { form: Form::Json, compression: Compression::Zstd, recipients: Recipients::NONE },
 ];
 
 /// A database beside `memoria`, of the same role.
@@ -109,7 +109,7 @@ async fn export_to(url: &DatabaseUrl, directory: &Path, options: Options, snapsh
 }
 
 async fn import_from(url: &DatabaseUrl, source: &Path) -> Result<Imported> {
-    let source = Source::open(source)?;
+    let source = Source::open(source, &Keys::default())?;
     postgres::import(&postgres::Import { url, application: APPLICATION, source: &source, progress: silent() }).await
 }
 
@@ -125,7 +125,7 @@ fn side(url: &DatabaseUrl) -> Side {
 }
 
 fn stored(directory: &Path) -> Side {
-    Side::Stored(directory.to_place())
+    Side::Stored(directory.to_place(), Keys::default())
 }
 
 struct Places {
@@ -223,7 +223,7 @@ async fn an_export_that_is_damaged_or_unfinished_changes_nothing() {
     let before = content(&cluster.url()).await;
     for compression in [Compression::Zstd, Compression::None] {
         let directory = places.at(&format!("{compression:?}"));
-        let options = Options { form: Form::Ndjson, compression };
+        let options = Options { form: Form::Ndjson, compression, recipients: Recipients::NONE };
         let manifest = export_to(&cluster.url(), &directory, options, None).await.unwrap();
         for name in manifest.files.keys() {
             let path = directory.join(name);
@@ -255,7 +255,7 @@ async fn rows_that_are_not_the_manifest_s_are_rolled_back_and_their_table_named(
     let places = Places::new();
     cluster.app(MEMORIA).await;
     let directory = places.at("x");
-    let options = Options { form: Form::Ndjson, compression: Compression::None };
+    let options = Options { form: Form::Ndjson, compression: Compression::None, recipients: Recipients::NONE };
     export_to(&cluster.url(), &directory, options, None).await.unwrap();
     // A file and a manifest that agree, but not with the rows' digests.
     let path = directory.join("memoria.ndjson");
@@ -396,7 +396,7 @@ async fn memoria_s_own_import_reads_the_main_file_and_its_own_exports_are_read()
         let (_, text) = database(&cluster, &format!("theirs{number}")).await;
         stand_in::run(&["memoria.cli", "init-db", "--database-url", &text]);
         let directory = places.at(&format!("theirs{number}"));
-        let options = Options { form, compression: Compression::None };
+        let options = Options { form, compression: Compression::None, recipients: Recipients::NONE };
         let manifest = export_to(&cluster.url(), &directory, options, None).await.unwrap();
         let main = directory.join(format!("memoria.{}", form.word()));
         let said = stand_in::run(&["memoria.cli", "import-data", main.to_str().unwrap(), "--database-url", &text]);
@@ -434,15 +434,15 @@ async fn the_main_file_moves_memoria_to_the_other_engine_and_back() {
     stand_in::fill(&cluster.url_text(), 300);
     let rows = |url: &str| stand_in::exported(url)["data"].clone();
     let expected = rows(&cluster.url_text());
-    let options = Options { form: Form::Ndjson, compression: Compression::Zstd };
+    let options = Options { form: Form::Ndjson, compression: Compression::Zstd, recipients: Recipients::NONE };
     let directory = places.at("postgres");
-    export_to(&cluster.url(), &directory, options, None).await.unwrap();
+    export_to(&cluster.url(), &directory, options.clone(), None).await.unwrap();
 
     let file = places.at("memoria.db");
     let sqlite_url = format!("sqlite:///{}", file.display());
     stand_in::run(&["memoria.cli", "init-db", "--database-url", &sqlite_url]);
     let into_sqlite = |source: PathBuf| {
-        let source = Source::open(&source)?;
+        let source = Source::open(&source, &Keys::default())?;
         sqlite::import(&sqlite::Import { database: &file, source: &source, progress: silent() })
     };
     assert_eq!(into_sqlite(directory.clone()).unwrap_err().reason(), "OtherEngine");
@@ -584,9 +584,9 @@ async fn any_rows_survive_export_import_and_export() {
         let rows = rows.new_tree(&mut runner).unwrap().current();
         let insert = if rows.is_empty() { String::new() } else { format!("INSERT INTO t VALUES {}", rows.join(", ")) };
         cluster.app(&format!("TRUNCATE t; {insert}")).await;
-        let options = BOTH[case % BOTH.len()];
+        let options = BOTH[case % BOTH.len()].clone();
         let directory = places.at(&format!("{case}"));
-        let first = export_to(&cluster.url(), &directory, options, None).await.unwrap();
+        let first = export_to(&cluster.url(), &directory, options.clone(), None).await.unwrap();
         assert!(import_from(&copy, &directory).await.unwrap().proved, "{rows:?}");
         let again = export_to(&copy, &places.at(&format!("{case}-again")), options, None).await.unwrap();
         assert_eq!((first.data(), first.data_digest), (again.data(), again.data_digest), "{rows:?}");

@@ -9,6 +9,7 @@ mod carry;
 #[path = "../dice.rs"]
 mod dice;
 mod digest;
+mod encrypted;
 mod fence;
 mod guard;
 mod inspect;

@@ -10,7 +10,7 @@ use memoria_operator::{
     snapshot::{
         Error, Result,
         portable::{
-            Compression, Form, Imported, Manifest, Options, Source,
+            Compression, Form, Imported, Keys, Manifest, Options, Recipients, Source,
             shelf::{self, Fate},
             silent, sqlite,
             verify::{self, Change, Side},
@@ -32,9 +32,9 @@ use crate::{
 };
 
 const ALL: [Options; 3] = [
-    Options { form: Form::Ndjson, compression: Compression::Zstd },
-    Options { form: Form::Ndjson, compression: Compression::None },
-    Options { form: Form::Json, compression: Compression::Zstd },
+    Options { form: Form::Ndjson, compression: Compression::Zstd, recipients: Recipients::NONE },
+    Options { form: Form::Ndjson, compression: Compression::None, recipients: Recipients::NONE },
+    Options { form: Form::Json, compression: Compression::Zstd, recipients: Recipients::NONE },
 ];
 
 /// Every class of value in every kind of column.
@@ -67,11 +67,11 @@ fn export_to(site: &Site, directory: &Path, options: Options) -> Result<Manifest
 }
 
 fn stored(directory: &Path) -> Side {
-    Side::Stored(directory.to_place())
+    Side::Stored(directory.to_place(), Keys::default())
 }
 
 fn import_from(site: &Site, source: &Path) -> Result<Imported> {
-    let source = Source::open(source)?;
+    let source = Source::open(source, &Keys::default())?;
     sqlite::import(&sqlite::Import { database: &site.database(), source: &source, progress: silent() })
 }
 
@@ -136,7 +136,9 @@ fn damage_is_refused_and_nothing_is_changed() {
     let before = content(&site);
     for compression in [Compression::Zstd, Compression::None] {
         let directory = site.storage.join(format!("{compression:?}"));
-        let manifest = export_to(&site, &directory, Options { form: Form::Json, compression }).unwrap();
+        let manifest =
+            export_to(&site, &directory, Options { form: Form::Json, compression, recipients: Recipients::NONE })
+                .unwrap();
         for name in manifest.files.keys() {
             let path = directory.join(name);
             let whole = fs::read(&path).unwrap();
@@ -195,7 +197,8 @@ fn memoria_s_own_import_reads_the_main_file_and_its_own_exports_are_read() {
         let theirs = Site::new();
         stand_in::run(&["memoria.cli", "init-db", "--database-url", &theirs.url()]);
         let directory = site.storage.join(form.word());
-        export_to(&site, &directory, Options { form, compression: Compression::None }).unwrap();
+        export_to(&site, &directory, Options { form, compression: Compression::None, recipients: Recipients::NONE })
+            .unwrap();
         let main = directory.join(format!("memoria.{}", form.word()));
         let said =
             stand_in::run(&["memoria.cli", "import-data", main.to_str().unwrap(), "--database-url", &theirs.url()]);
@@ -310,17 +313,18 @@ proptest! {
         let options = Options {
             form: if json { Form::Json } else { Form::Ndjson },
             compression: if compressed { Compression::Zstd } else { Compression::None },
+            recipients: Recipients::NONE,
         };
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| -> PathBuf { place.path().join(name) };
         fill(&at("a.db"), &tables, true);
         fill(&at("b.db"), &tables, false);
         let export = |database: &str, directory: &str| {
-            let request = sqlite::Export { database: &at(database), copy: false, directory: &at(directory), options, progress: silent() };
+            let request = sqlite::Export { database: &at(database), copy: false, directory: &at(directory), options: options.clone(), progress: silent() };
             sqlite::export(&request).unwrap()
         };
         let first = export("a.db", "a");
-        let source = Source::open(&at("a")).unwrap();
+        let source = Source::open(&at("a"), &Keys::default()).unwrap();
         let imported = sqlite::import(&sqlite::Import { database: &at("b.db"), source: &source, progress: silent() }).unwrap();
         prop_assert!(imported.proved);
         let second = export("b.db", "b");

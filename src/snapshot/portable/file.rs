@@ -13,6 +13,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::{
+    Options,
+    encryption::{self, Keys},
+};
 use crate::snapshot::{
     Error, Result,
     manifest::StoredFile,
@@ -57,11 +61,11 @@ pub struct FileWriter {
 
 impl FileWriter {
     /// Makes a new file. `held` is dropped when the thread is done with it, however it ends.
-    pub fn create(place: &Place, name: &str, compression: Compression, held: impl Send + 'static) -> Result<Self> {
+    pub fn create(place: &Place, name: &str, options: &Options, held: impl Send + 'static) -> Result<Self> {
         let (out, path) = (place.create(name)?, place.file(name));
         let (pieces, received) = sync_channel(WAITING);
         let whole = Arc::new(AtomicBool::new(false));
-        let writing = Writing { pieces: received, whole: whole.clone(), compression };
+        let writing = Writing { pieces: received, whole: whole.clone(), options: options.clone() };
         let thread = std::thread::Builder::new()
             .name("artifact".to_owned())
             .spawn({
@@ -103,13 +107,13 @@ struct Writing {
     pieces: Receiver<Vec<u8>>,
     /// All of it was handed over, once there are no more pieces.
     whole: Arc<AtomicBool>,
-    compression: Compression,
+    options: Options,
 }
 
 impl Writing {
     fn run(self, out: Output) -> io::Result<Option<StoredFile>> {
-        let mut out = Hashing::new(out);
-        match self.compression {
+        let mut out = self.options.recipients.seal(Hashing::new(out))?;
+        match self.options.compression {
             Compression::None => self.copy(&mut out)?,
             Compression::Zstd => {
                 let mut encoder = zstd::Encoder::new(out, LEVEL)?;
@@ -122,7 +126,7 @@ impl Writing {
         if !self.whole.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let (out, stored) = out.finish();
+        let (out, stored) = out.finish()?.finish();
         out.finish()?;
         Ok(Some(stored))
     }
@@ -137,6 +141,8 @@ impl Writing {
 pub struct Input {
     pub place: Place,
     pub name: String,
+    /// What it is read with, should it be encrypted.
+    pub keys: Keys,
 }
 
 impl Input {
@@ -145,14 +151,19 @@ impl Input {
         self.place.file(&self.name)
     }
 
-    /// Opens it for reading, decompressed if it is zstd's.
+    /// Opens it for reading, decrypted if it is age's, and decompressed if it is zstd's.
     pub fn open(&self) -> Result<Box<dyn Read + Send>> {
         let failed = |error| Error::io("opening", self.path())(error);
-        let mut file = self.place.open(&self.name)?;
-        let mut beginning = Vec::with_capacity(MAGIC.len());
-        file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut beginning).map_err(failed)?;
-        let compressed = beginning == MAGIC;
-        let whole = io::Cursor::new(beginning).chain(file);
-        Ok(if compressed { Box::new(zstd::Decoder::new(whole).map_err(failed)?) } else { Box::new(whole) })
+        let (encrypted, file) = begins_with(encryption::MAGIC, self.place.open(&self.name)?).map_err(failed)?;
+        let file = if encrypted { self.keys.unseal((&self.place, &self.name), file)? } else { file };
+        let (compressed, file) = begins_with(&MAGIC, file).map_err(failed)?;
+        Ok(if compressed { Box::new(zstd::Decoder::new(file).map_err(failed)?) } else { file })
     }
+}
+
+/// Whether these bytes are its first; it is given back whole.
+fn begins_with(magic: &[u8], mut file: Box<dyn Read + Send>) -> io::Result<(bool, Box<dyn Read + Send>)> {
+    let mut beginning = Vec::with_capacity(magic.len());
+    file.by_ref().take(magic.len() as u64).read_to_end(&mut beginning)?;
+    Ok((beginning == magic, Box::new(io::Cursor::new(beginning).chain(file))))
 }

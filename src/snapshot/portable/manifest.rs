@@ -1,17 +1,23 @@
 //! The manifest beside an export's files: what they hold, proved by digests, and how each reads. `docs/formats.md` shows
 //! one. Written last, once, whole; what has no manifest is no export of ours.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Compression, Form};
+use super::{
+    Compression, Form, Input, Options,
+    encryption::{self, Encryption, Keys},
+};
 use crate::{
     api::upgrade::DatabaseIdentity,
     snapshot::{
         Error, Result,
         digest::{DataDigest, SequencePosition, TableDigest},
-        manifest::{MANIFEST, SCHEMA, StoredFile, verify_stored},
+        manifest::{MANIFEST, SCHEMA, StoredFile, read_stored, verify_stored},
         sha256_hex,
         store::{Place, ToPlace},
     },
@@ -43,6 +49,9 @@ pub struct Manifest {
     pub engine: String,
     pub form: Form,
     pub compression: Compression,
+    /// How all files but this are encrypted, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// Who computed the digests.
     #[serde(default)]
     pub proof: Proof,
@@ -91,12 +100,21 @@ impl Manifest {
     }
 
     /// The files with rows, in the order in which they are read.
-    pub fn row_files(&self) -> Vec<&str> {
-        let mut files: Vec<_> = self.files.keys().map(String::as_str).filter(|name| *name != SCHEMA).collect();
+    pub fn inputs(&self, place: &Place, keys: &Keys) -> Vec<Input> {
+        let input = |name: &str| Input { place: place.clone(), name: name.to_owned(), keys: keys.clone() };
+        self.row_files().into_iter().map(input).collect()
+    }
+
+    fn row_files(&self) -> Vec<&str> {
+        let mut files: Vec<_> = self.files.keys().map(String::as_str).filter(|name| !is_schema(name)).collect();
         // The official tool's tables come first: the rest may point to them.
         files.sort_by_key(|name| (!name.starts_with(super::MAIN), *name));
         files
     }
+}
+
+fn is_schema(name: &str) -> bool {
+    name.strip_suffix(encryption::SUFFIX).unwrap_or(name) == SCHEMA
 }
 
 /// Writes the manifest; one that is there already stays, and that is an error. What went over a network is read back before,
@@ -110,12 +128,32 @@ pub fn write(place: &Place, manifest: &Manifest) -> Result<()> {
     place.write_once(MANIFEST, &bytes)
 }
 
-/// Writes the schema beside it.
-pub fn write_schema(place: &Place, schema: &impl Serialize) -> Result<StoredFile> {
+/// Writes the schema beside it; gives the file's name, too.
+pub fn write_schema(place: &Place, schema: &impl Serialize, options: &Options) -> Result<(String, StoredFile)> {
     let mut bytes = serde_json::to_vec_pretty(schema).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
-    place.write_once(SCHEMA, &bytes)?;
-    Ok(StoredFile { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) })
+    let name = options.schema_name();
+    let sealed = options.recipients.seal(Vec::new()).and_then(|mut sealing| {
+        sealing.write_all(&bytes)?;
+        sealing.finish()
+    });
+    let bytes = sealed.map_err(Error::io("encrypting", place.file(&name)))?;
+    place.write_once(&name, &bytes)?;
+    Ok((name, StoredFile { bytes: bytes.len() as u64, sha256: sha256_hex(bytes) }))
+}
+
+/// Reads the schema; the hash in the manifest counts.
+pub fn read_schema<T: DeserializeOwned>(place: &Place, manifest: &Manifest, keys: &Keys) -> Result<T> {
+    let name = manifest.files.keys().find(|name| is_schema(name)).map_or(SCHEMA, String::as_str);
+    let damaged = |what: String| Error::Damaged { directory: place.name(), what: format!("{name}: {what}") };
+    let mut bytes = read_stored(place, name, &manifest.files)?;
+    if bytes.starts_with(encryption::MAGIC) {
+        let mut plain = Vec::new();
+        let mut reader = keys.unseal((place, name), std::io::Cursor::new(bytes))?;
+        reader.read_to_end(&mut plain).map_err(|error| damaged(error.to_string()))?;
+        bytes = plain;
+    }
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
 }
 
 /// What lies in a place, by its manifest's `kind`.

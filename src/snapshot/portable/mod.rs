@@ -5,6 +5,7 @@
 //! of the same form.
 
 pub mod copy_text;
+pub mod encryption;
 pub mod file;
 pub mod form;
 pub mod json;
@@ -26,6 +27,7 @@ use super::{
     store::{Place, ToPlace},
 };
 
+pub use encryption::{Keys, Recipients};
 pub use file::{Compression, Input};
 pub use form::Form;
 pub use manifest::{Manifest, Proof};
@@ -53,15 +55,25 @@ pub(crate) const MAIN: &str = "memoria.";
 pub(crate) const OTHERS: &str = "others.";
 
 /// How an export is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub form: Form,
     pub compression: Compression,
+    /// Who may read it, if it is to be encrypted.
+    pub recipients: Recipients,
 }
 
 impl Options {
-    fn name(self, begin: &str) -> String {
-        format!("{begin}{}{}", self.form.word(), self.compression.suffix())
+    fn name(&self, begin: &str) -> String {
+        format!("{begin}{}{}{}", self.form.word(), self.compression.suffix(), self.sealed_suffix())
+    }
+
+    fn schema_name(&self) -> String {
+        format!("{SCHEMA}{}", self.sealed_suffix())
+    }
+
+    fn sealed_suffix(&self) -> &'static str {
+        if self.recipients.is_empty() { "" } else { encryption::SUFFIX }
     }
 }
 
@@ -121,7 +133,7 @@ fn metadata(engine: &str, form: Form, at: jiff::Timestamp, tables: &[Planned]) -
 }
 
 /// Makes the place of a new export. One that holds anything but what an export without an end left is refused.
-fn prepare(place: &Place, options: Options) -> Result<()> {
+fn prepare(place: &Place, options: &Options) -> Result<()> {
     place.make()?;
     let found = place.entries()?;
     let ours = leftovers(place, options);
@@ -137,14 +149,14 @@ fn prepare(place: &Place, options: Options) -> Result<()> {
 /// Removes an export of that kind, whole or begun, and its directory; the manifest goes first. Files of other names stay.
 pub fn discard(place: &(impl ToPlace + ?Sized), options: Options) -> Result<()> {
     let place = place.to_place();
-    let names: Vec<_> = std::iter::once(MANIFEST.to_owned()).chain(leftovers(&place, options)).collect();
+    let names: Vec<_> = std::iter::once(MANIFEST.to_owned()).chain(leftovers(&place, &options)).collect();
     place.remove(&names)?;
     place.remove_empty()
 }
 
 /// What a run of ours that had no end may have left.
-fn leftovers(place: &Place, options: Options) -> Vec<String> {
-    let mut files = vec![options.name(MAIN), options.name(OTHERS), SCHEMA.to_owned()];
+fn leftovers(place: &Place, options: &Options) -> Vec<String> {
+    let mut files = vec![options.name(MAIN), options.name(OTHERS), options.schema_name()];
     let traces = place.traces(&[files.as_slice(), &[MANIFEST.to_owned()]].concat());
     files.extend(traces);
     files
@@ -153,21 +165,23 @@ fn leftovers(place: &Place, options: Options) -> Vec<String> {
 /// What is imported: our own export with its manifest, or a file that proves nothing of itself.
 #[derive(Clone, Debug)]
 pub enum Source {
-    Proved { place: Place, manifest: Box<Manifest> },
+    Proved { place: Place, manifest: Box<Manifest>, keys: Keys },
     Plain { file: Input },
 }
 
 impl Source {
-    /// A place with a manifest, or one file. Reads every byte that the manifest names, and compares the hashes.
-    pub fn open(place: &(impl ToPlace + ?Sized)) -> Result<Self> {
+    /// A place with a manifest, or one file. Reads every byte that the manifest names, and compares the hashes; whether the
+    /// keys fit is seen before.
+    pub fn open(place: &(impl ToPlace + ?Sized), keys: &Keys) -> Result<Self> {
         let place = place.to_place();
         if let Some((place, name)) = place.as_file()? {
-            return Ok(Self::Plain { file: Input { place, name } });
+            return Ok(Self::Plain { file: Input { place, name, keys: keys.clone() } });
         }
         match manifest::find(&place)? {
             manifest::Found::Portable(manifest) => {
+                keys.fit(&place, &manifest)?;
                 verify_stored(&place, &manifest.files)?;
-                Ok(Self::Proved { place, manifest })
+                Ok(Self::Proved { place, manifest, keys: keys.clone() })
             }
             manifest::Found::Exact => Err(Error::NoExport {
                 path: place.name(),
@@ -182,15 +196,13 @@ impl Source {
 
     pub fn files(&self) -> Vec<Input> {
         match self {
-            Self::Proved { place, manifest } => {
-                let names = manifest.row_files().into_iter();
-                names.map(|name| Input { place: place.clone(), name: name.to_owned() }).collect()
-            }
+            Self::Proved { place, manifest, keys } => manifest.inputs(place, keys),
             Self::Plain { file } => vec![file.clone()],
         }
     }
 
-    fn manifest(&self) -> Option<&Manifest> {
+    /// The manifest; there is none beside a single file.
+    pub fn manifest(&self) -> Option<&Manifest> {
         match self {
             Self::Proved { manifest, .. } => Some(manifest),
             Self::Plain { .. } => None,
@@ -206,6 +218,26 @@ impl Source {
             _ => Ok(()),
         }
     }
+}
+
+/// The manifest of an export, after every byte was compared with it. That needs no keys; with some, all of an encrypted one is
+/// decrypted, too.
+pub fn inspect(place: &(impl ToPlace + ?Sized), keys: &Keys) -> Result<Box<Manifest>> {
+    let place = place.to_place();
+    if keys.is_empty()
+        && let manifest::Found::Portable(manifest) = manifest::find(&place)?
+    {
+        verify_stored(&place, &manifest.files)?;
+        return Ok(manifest);
+    }
+    let Source::Proved { place, manifest, keys } = Source::open(&place, keys)? else {
+        return Err(Error::NoExport { path: place.name(), what: "it is a file; name a directory with a manifest" });
+    };
+    manifest::read_schema::<serde::de::IgnoredAny>(&place, &manifest, &keys)?;
+    for input in manifest.inputs(&place, &keys) {
+        std::io::copy(&mut input.open()?, &mut std::io::sink()).map_err(Error::io("reading", input.path()))?;
+    }
+    Ok(manifest)
 }
 
 /// What an import did.

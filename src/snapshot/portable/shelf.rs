@@ -31,6 +31,8 @@ pub struct Entry {
     pub rows: i64,
     pub bytes: u64,
     pub data_digest: String,
+    /// Only an identity of one of its recipients reads it.
+    pub encrypted: bool,
     /// Why its manifest cannot be read; the rest is empty then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -82,6 +84,7 @@ fn entry(place: &Place) -> Option<Entry> {
         rows: 0,
         bytes: 0,
         data_digest: String::new(),
+        encrypted: false,
         fault: None,
     };
     let faulty = |error: &Error| Entry { fault: Some(error.to_string()), ..of("unknown") };
@@ -93,6 +96,7 @@ fn entry(place: &Place) -> Option<Entry> {
             rows: manifest.data().rows(),
             bytes: manifest.files.values().map(|file| file.bytes).sum(),
             data_digest: manifest.data_digest.clone(),
+            encrypted: manifest.encryption.is_some(),
             ..of(KIND)
         }),
         Ok(Found::Exact) => Some(match manifest::read(place) {

@@ -17,7 +17,7 @@ use crate::snapshot::{
     Error, Result,
     digest::{self, DataDigest, RowSums, TableDigest},
     dump, identity,
-    manifest::{SCHEMA, StoredFile},
+    manifest::StoredFile,
     portable::{
         MAIN, OTHERS, Options, Planned, Progress, divide,
         file::FileWriter,
@@ -108,8 +108,8 @@ async fn export_to(request: &Request<'_>, place: &Place, busy: mpsc::Sender<()>)
     for table in planned.iter_mut().flatten() {
         table.rows = count(&mut session, &table.table).await?;
     }
-    let options = request.options;
-    on(place, move |place| prepare(place, options)).await?;
+    let options = request.options.clone();
+    on(place, move |place| prepare(place, &options)).await?;
     let [main, others] = &planned;
     info!(tables = main.len() + others.len(), snapshot = point.snapshot, "the read point is taken; rows are written");
 
@@ -144,7 +144,8 @@ async fn export_to(request: &Request<'_>, place: &Place, busy: mpsc::Sender<()>)
     covered(request, &point.schema, &written).await?;
 
     let fingerprint = point.schema.fingerprint();
-    let schema_file = on(place, move |place| manifest::write_schema(place, &point.schema)).await?;
+    let options = request.options.clone();
+    let schema_file = on(place, move |place| manifest::write_schema(place, &point.schema, &options)).await?;
     let files = [(request.options.name(MAIN), main_file), (request.options.name(OTHERS), others_file)];
     let mut manifest = Manifest {
         v: 1,
@@ -152,6 +153,7 @@ async fn export_to(request: &Request<'_>, place: &Place, busy: mpsc::Sender<()>)
         engine: ENGINE.to_owned(),
         form: request.options.form,
         compression: request.options.compression,
+        encryption: request.options.recipients.described(),
         proof: request.digests.proof(),
         operator_version: env!("CARGO_PKG_VERSION").to_owned(),
         server_version,
@@ -166,7 +168,7 @@ async fn export_to(request: &Request<'_>, place: &Place, busy: mpsc::Sender<()>)
         tables,
         sequences,
         data_digest: String::new(),
-        files: files.into_iter().chain([(SCHEMA.to_owned(), schema_file)]).collect(),
+        files: files.into_iter().chain([schema_file]).collect(),
     };
     manifest.data_digest = manifest.data().total(&fingerprint);
     let manifest = on(place, move |place| manifest::write(place, &manifest).map(|()| manifest)).await?;
@@ -255,11 +257,10 @@ async fn write(
     target: &Target<'_>,
     point: &Point,
     session: &mut PgConnection,
-    (begin, planned): (&str, &[Planned]),
+    (begin, planned): (&'static str, &[Planned]),
 ) -> Result<Written> {
-    let (name, compression) = (request.options.name(begin), request.options.compression);
-    let (made, busy) = (name.clone(), target.busy.clone());
-    let file = on(target.place, move |place| FileWriter::create(place, &made, compression, busy)).await?;
+    let (name, options, busy) = (request.options.name(begin), request.options.clone(), target.busy.clone());
+    let file = on(target.place, move |place| FileWriter::create(place, &options.name(begin), &options, busy)).await?;
     let written = write_tables(request, point, session, &file, planned).await;
     let (stored, digests) = blocking(move || file.end(written)).await?;
     let content = |planned: &Planned, content| Table { file: name.clone(), name: planned.name.clone(), content };

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::snapshot::{
     Error, Result, copying, digest, dump,
-    manifest::read_stored_schema,
     portable::{
         Imported, Input, Manifest, Progress, Source, copy_text,
+        manifest::read_schema,
         read::{RawRow, Reader},
     },
     quote_ident,
@@ -59,9 +59,9 @@ pub async fn import(request: &Request<'_>) -> Result<Imported> {
 async fn within(request: &Request<'_>, session: &mut PgConnection) -> Result<Imported> {
     let live = schema::read(session).await?;
     let scope = match request.source {
-        Source::Proved { place, manifest } => {
-            let (place, files) = (place.clone(), manifest.files.clone());
-            let exported: Schema = blocking(move || read_stored_schema(&place, &files)).await?;
+        Source::Proved { place, manifest, keys } => {
+            let (place, stored, keys) = (place.clone(), manifest.clone(), keys.clone());
+            let exported: Schema = blocking(move || read_schema(&place, &stored, &keys)).await?;
             proved_scope(&exported, manifest, &live)?
         }
         Source::Plain { file } => {

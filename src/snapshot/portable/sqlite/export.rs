@@ -13,7 +13,7 @@ use super::{
 use crate::snapshot::{
     Error, Result,
     digest::{RowSums, TableDigest},
-    manifest::{SCHEMA, StoredFile},
+    manifest::StoredFile,
     portable::{
         MAIN, OTHERS, Options, Planned, Progress, divide,
         file::FileWriter,
@@ -63,7 +63,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
         let counted = connection.query_row(&sql, [], |row| row.get(0));
         table.rows = counted.map_err(Error::sqlite(format!("counting the rows of {} in", table.table), path))?;
     }
-    prepare(&place, request.options)?;
+    prepare(&place, &request.options)?;
     let [main, others] = &planned;
     info!(tables = main.len() + others.len(), "the read point is taken; rows are written");
 
@@ -72,7 +72,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
     let (others_file, more) = export.write(OTHERS, others)?;
     tables.extend(more);
     covered(request, &schema, &tables)?;
-    let schema_file = manifest::write_schema(&place, &schema)?;
+    let schema_file = manifest::write_schema(&place, &schema, &request.options)?;
     let files = [(request.options.name(MAIN), main_file), (request.options.name(OTHERS), others_file)];
     let fingerprint = schema.fingerprint();
     let mut manifest = Manifest {
@@ -82,6 +82,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
         proof: Proof::Rows,
         form: request.options.form,
         compression: request.options.compression,
+        encryption: request.options.recipients.described(),
         operator_version: env!("CARGO_PKG_VERSION").to_owned(),
         server_version: library(),
         tool_versions: [("zstd".to_owned(), zstd::zstd_safe::version_string().to_owned())].into(),
@@ -95,7 +96,7 @@ pub fn export(request: &Request<'_>) -> Result<Manifest> {
         tables,
         sequences,
         data_digest: String::new(),
-        files: files.into_iter().chain([(SCHEMA.to_owned(), schema_file)]).collect(),
+        files: files.into_iter().chain([schema_file]).collect(),
     };
     manifest.data_digest = manifest.data().total(&fingerprint);
     manifest::write(&place, &manifest)?;
@@ -116,9 +117,9 @@ struct Exporting<'a> {
 
 impl Exporting<'_> {
     fn write(&self, begin: &str, planned: &[Planned]) -> Result<(StoredFile, BTreeMap<String, Table>)> {
-        let options = self.request.options;
+        let options = &self.request.options;
         let name = options.name(begin);
-        let file = FileWriter::create(self.place, &name, options.compression, ())?;
+        let file = FileWriter::create(self.place, &name, options, ())?;
         let written = self.tables(&file, planned);
         let (stored, digests) = file.end(written)?;
         let content = |planned: &Planned, content| Table { file: name.clone(), name: planned.name.clone(), content };

@@ -16,9 +16,9 @@ use super::{
 use crate::snapshot::{
     Error, Result,
     dump::first,
-    manifest::read_stored_schema,
     portable::{
         Imported, Input, Manifest, Progress, Source,
+        manifest::read_schema,
         read::{RawRow, Reader},
     },
     quote_ident,
@@ -56,8 +56,8 @@ fn within(request: &Request<'_>, connection: &Connection) -> Result<Imported> {
     let path = request.database;
     let live = schema::read(connection, path)?;
     let scope = match request.source {
-        Source::Proved { place, manifest } => {
-            let exported: Schema = read_stored_schema(place, &manifest.files)?;
+        Source::Proved { place, manifest, keys } => {
+            let exported: Schema = read_schema(place, manifest, keys)?;
             let unfit = unfit(&exported, &live);
             if !unfit.is_empty() {
                 return Err(Error::TargetUnfit { what: first(&unfit) });

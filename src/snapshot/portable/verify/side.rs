@@ -12,9 +12,9 @@ use crate::snapshot::{
     digest::{self, DataDigest, row_hash},
     manifest as exact,
     portable::{
-        Input, Manifest, Progress,
+        Input, Keys, Manifest, Progress,
         json::write_string,
-        manifest::{Found, find},
+        manifest::{Found, find, read_schema},
         postgres, sqlite as portable_sqlite,
     },
     schema::{self, Schema},
@@ -33,8 +33,8 @@ pub enum Side {
     },
     /// An SQLite file, in use or not.
     Sqlite(PathBuf),
-    /// A portable export or an exact snapshot, by its manifest.
-    Stored(Place),
+    /// A portable export or an exact snapshot, by its manifest, and what an encrypted one is read with.
+    Stored(Place, Keys),
 }
 
 pub(super) enum AnySchema {
@@ -54,7 +54,7 @@ enum Rows {
     /// The transaction that it was read in.
     Postgres(PgConnection),
     Sqlite(Option<Connection>, PathBuf),
-    Portable(Place, Box<Manifest>),
+    Portable(Place, Box<Manifest>, Keys),
     /// In a dump that only a server can read.
     Dump,
 }
@@ -72,9 +72,9 @@ pub(super) async fn open(side: &Side, progress: &Progress) -> Result<Opened> {
             })
             .await
         }
-        Side::Stored(place) => {
-            let place = place.clone();
-            sqlite::blocking(move || stored(&place)).await
+        Side::Stored(place, keys) => {
+            let (place, keys) = (place.clone(), keys.clone());
+            sqlite::blocking(move || stored(&place, &keys)).await
         }
     }
 }
@@ -97,13 +97,13 @@ fn file(connection: Connection, path: PathBuf) -> Result<Opened> {
     })
 }
 
-fn stored(place: &Place) -> Result<Opened> {
+fn stored(place: &Place, keys: &Keys) -> Result<Opened> {
     match (find(place)?, place) {
         (Found::Nothing, _) => {
             let what = "it has no manifest.json; what has none was not finished";
             Err(Error::NoExport { path: place.name(), what })
         }
-        (Found::Portable(manifest), _) => portable(place, manifest),
+        (Found::Portable(manifest), _) => portable(place, manifest, keys),
         (Found::Exact, Place::Directory(directory)) => snapshot(directory),
         (Found::Exact, Place::Bucket(_)) => {
             let what = "it is an exact snapshot; copy its files into a directory, and name that";
@@ -113,24 +113,23 @@ fn stored(place: &Place) -> Result<Opened> {
 }
 
 /// Rows are read from the files' bytes; the manifest's digests must be those.
-fn portable(place: &Place, manifest: Box<Manifest>) -> Result<Opened> {
+fn portable(place: &Place, manifest: Box<Manifest>, keys: &Keys) -> Result<Opened> {
+    keys.fit(place, &manifest)?;
     exact::verify_stored(place, &manifest.files)?;
     let damaged = |what: String| Error::Damaged { directory: place.name(), what };
-    let files = |manifest: &Manifest| -> Vec<_> {
-        manifest.row_files().into_iter().map(|name| Input { place: place.clone(), name: name.to_owned() }).collect()
-    };
+    let files = manifest.inputs(place, keys);
     let mut data = DataDigest { sequences: manifest.sequences.clone(), ..DataDigest::default() };
     let schema = match manifest.engine.as_str() {
         postgres::ENGINE => {
-            let schema: Schema = exact::read_stored_schema(place, &manifest.files)?;
-            for file in files(&manifest) {
+            let schema: Schema = read_schema(place, &manifest, keys)?;
+            for file in files {
                 data.tables.extend(postgres::digest_file(&file, &schema)?.tables);
             }
             AnySchema::Postgres(schema)
         }
         portable_sqlite::ENGINE => {
-            let schema: sqlite::schema::Schema = exact::read_stored_schema(place, &manifest.files)?;
-            for file in files(&manifest) {
+            let schema: sqlite::schema::Schema = read_schema(place, &manifest, keys)?;
+            for file in files {
                 data.tables.extend(portable_sqlite::digest_file(&file, &schema)?.tables);
             }
             AnySchema::Sqlite(schema)
@@ -144,7 +143,7 @@ fn portable(place: &Place, manifest: Box<Manifest>) -> Result<Opened> {
             return Err(damaged(format!("the rows of {name} are not those that its manifest tells of")));
         }
     }
-    Ok(Opened { schema, data, rows: Rows::Portable(place.clone(), manifest) })
+    Ok(Opened { schema, data, rows: Rows::Portable(place.clone(), manifest, keys.clone()) })
 }
 
 fn snapshot(directory: &Path) -> Result<Opened> {
@@ -196,11 +195,11 @@ impl Opened {
                 *connection = Some(open);
                 Ok(Some(spill))
             }
-            (Rows::Portable(place, manifest), schema) => {
+            (Rows::Portable(place, manifest, keys), schema) => {
                 let Some(name) = manifest.tables.get(table).map(|table| table.file.clone()) else {
                     return Ok(None);
                 };
-                let file = Input { place: place.clone(), name };
+                let file = Input { place: place.clone(), name, keys: keys.clone() };
                 let name = table.to_owned();
                 match schema {
                     AnySchema::Postgres(schema) => {
