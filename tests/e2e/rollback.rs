@@ -185,6 +185,35 @@ async fn late_writes_are_set_aside_only_with_a_persons_word() -> Outcome {
     .await
 }
 
+#[tokio::test]
+async fn rows_inserted_into_a_table_that_is_carried_forward_outlive_the_way_back() -> Outcome {
+    with_site("carried", Options::default(), async |site| {
+        site.adopt().await?;
+        let before = Captured::now(site).await?;
+        // Servers rewrite rows when they start, and clients change some: that much may go.
+        let rollback = json!({"carryForward": ["teams"], "dataLossBudget": {"rows": 100_000}});
+        site.patch(json!({"spec": {"version": BOOTSTRAP_FAILS, "rollback": rollback}})).await?;
+        site.until("Verification", UPGRADED, |release| {
+            ["IngestionReenable", "Verification"].contains(&standing(release).0.as_str()).then_some(())
+        })
+        .await?;
+        write_as_a_client(site, [3, 2, 1]).await?;
+        site.until_ended(Ended::RolledBack).await?;
+        let journal = journal(site).await?;
+        let late = journal.rollback.as_ref().context("a rollback record")?;
+        let teams = late.late_tables.iter().find(|table| table.table == "public.teams").context("the teams")?;
+        ensure!((late.late_carried, teams.carried) == (3, 3), "not carried: {late:?}");
+        ensure!(late.late_updated >= 2 && late.late_deleted >= 1 && late.restored == Some(true), "{late:?}");
+        evidence_is_stored(site, &journal).await?;
+        // They are there; without them, all is as before.
+        let taken = "DO $$ BEGIN IF (SELECT count(*) FROM teams WHERE team_id LIKE 'late-%' AND name = 'late') <> 3 THEN \
+                     RAISE 'the rows are missing'; END IF; END $$; DELETE FROM teams WHERE team_id LIKE 'late-%'";
+        site.as_superuser("memoria", taken).await?;
+        untouched(site, &before).await
+    })
+    .await
+}
+
 /// That many rows come, change and go while the new version serves.
 pub async fn write_as_a_client(site: &Site, [inserted, updated, deleted]: [u32; 3]) -> Outcome {
     let sql = &format!(
