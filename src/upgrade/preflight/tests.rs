@@ -340,6 +340,43 @@ impl Case {
 }
 
 #[test]
+fn tables_to_carry_forward_are_looked_for_and_pinned() {
+    let ordered = |job: &Value| -> JobOrder {
+        let env = job["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+        let order = env.iter().find(|entry| entry["name"] == ORDER_ENV).unwrap();
+        serde_json::from_str(order["value"].as_str().unwrap()).unwrap()
+    };
+    let planned = |tables: &[&str]| {
+        let mut case = case();
+        case.spec(json!({"rollback": {"rehearse": "Never", "carryForward": tables}}));
+        let Answer::Checking { jobs, .. } = case.ask() else { panic!("{:?}", case.ask()) };
+        let inspect = jobs.iter().find(|job| job.metadata.name.as_deref().unwrap().ends_with("-inspect")).unwrap();
+        let JobOrder::Inspect(order) = ordered(&serde_json::to_value(inspect).unwrap()) else {
+            panic!("another order")
+        };
+        assert_eq!(order.carry_forward, tables);
+        let finding = CheckResult { name: "CarryForward".into(), result: Verdict::Failed, message: "no audits".into() };
+        case.inspected(|facts| facts.findings = vec![finding.clone()]);
+        case.probed();
+        assert!(refused(case.ask()).1.contains("CarryForward: no audits"));
+        case.inspected(|_| {});
+        assert!(matches!(case.ask(), Answer::Checking { .. }));
+        case.referenced();
+        case.dry_run = Some(Vec::new());
+        let Answer::Planned { plan, .. } = case.ask() else { panic!("{:?}", case.ask()) };
+        assert_eq!(plan.rollback.carry_forward, tables);
+        let restores = plan.jobs.iter().filter(|job| job.step.starts_with("restore"));
+        for job in restores.clone() {
+            let JobOrder::Restore(order) = ordered(&job.manifest) else { panic!("another order") };
+            assert_eq!(order.carry_forward, tables, "{}", job.step);
+        }
+        assert_eq!(restores.count(), 2);
+        plan.plan_hash
+    };
+    assert_ne!(planned(&["audits"]), planned(&["public.records", "audits"]));
+}
+
+#[test]
 fn settings_are_merged_from_both_images_defaults_and_pinned_by_hash() {
     let mut case = case();
     let output = "agents: {max_parallel: 4}\nmemory: {team_mode: true, gone: 1}\ndatabase: {migration_auto: false}\n";
