@@ -103,7 +103,7 @@ enum Acted {
 }
 
 async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, actions: &[Action]) -> Acted {
-    // One after the other, but for what is apart from the other.
+    // One after the other, but what is apart goes at the same time.
     for together in actions.chunk_by(Action::goes_with) {
         if !context.leadership.is_leading() {
             return Acted::NotLeading;
