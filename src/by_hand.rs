@@ -1,6 +1,7 @@
 //! `memoria-operator snapshot`: exports, imports and comparisons by hand, with no cluster. It runs the same code as the
 //! library; here are the command line, the progress bars and the words about how it ended.
 
+mod fetch;
 mod late;
 
 use std::{
@@ -29,14 +30,13 @@ use memoria_operator::{
         },
         sqlite::{blocking, url::SqliteUrl},
         store::{
-            Place, Prefix,
+            Place,
             s3::{DEFAULT_PART_MIB, PART_MIB, SCHEME},
         },
         url::DatabaseUrl,
     },
 };
 use serde::Serialize;
-use tokio::runtime::Handle;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage.";
 const VERIFY_EXIT_CODES: &str =
@@ -147,6 +147,25 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         identities: Identities,
         /// Print the manifest as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy what an attempt kept, decrypted, into a directory of this machine
+    ///
+    /// For snapshots that a release keeps in a bucket or encrypted: what is to be read by other commands or tools then lies
+    /// as on a volume, with failed state, evidence and rows that were set aside. Exports stay encrypted; their commands read
+    /// them so. DIR then holds people's data: remove it when it is not needed any more.
+    #[command(after_help = EXIT_CODES)]
+    Fetch {
+        /// The attempt's directory, or s3://bucket/prefix; one that holds several attempts brings them all
+        #[arg(value_name = "FROM")]
+        from: PathBuf,
+        /// Made where it is missing; must be empty
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        #[command(flatten)]
+        identities: Identities,
+        /// Print the result as JSON
         #[arg(long)]
         json: bool,
     },
@@ -286,6 +305,13 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             say(*json, &manifest, |manifest| shown(manifest));
             Ok(true)
         }
+        SnapshotCommand::Fetch { from, directory, identities, json } => {
+            let brought = fetch::fetch(place(from, DEFAULT_PART_MIB)?, directory, identities.keys()?).await?;
+            say(*json, &brought, |told| {
+                format!("Fetched {} files, {} bytes, into {}", told.files, told.bytes, directory.display())
+            });
+            Ok(true)
+        }
         SnapshotCommand::LateWrites(command) => late::carry_out(command).await,
         SnapshotCommand::Prune { storage, keep, dry_run, json } => {
             let (keep, dry, place) = (*keep as usize, *dry_run, place(storage, DEFAULT_PART_MIB)?);
@@ -321,13 +347,7 @@ fn failure(error: Error) -> Failure {
 
 /// Where an export is or shall be.
 fn place(path: &Path, part_mib: u32) -> Result<Place, Failure> {
-    match path.to_str().filter(|text| text.starts_with(SCHEME)) {
-        None => Ok(Place::Directory(path.to_owned())),
-        Some(url) => {
-            let prefix = Prefix::new(url, part_mib, Handle::current());
-            prefix.map(Place::Bucket).map_err(|error| Failure(error.to_string()))
-        }
-    }
+    Place::named(path, part_mib).map_err(failure)
 }
 
 fn listed(entry: &shelf::Entry) -> String {

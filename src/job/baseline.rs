@@ -14,7 +14,9 @@ use super::{
 use crate::{
     api::upgrade::Category,
     snapshot::{
-        Error, Result, dump, identity,
+        Error, Result,
+        archive::Part,
+        dump, identity,
         late::{self, Baseline},
         markers, schema,
         session::execute,
@@ -43,8 +45,9 @@ async fn keep(context: &Context, order: &BaselineOrder) -> Result<JobReport> {
     let mut session = context.patient_session(task, STEP, Duration::from_secs(60)).await?;
     // A twin would write the same files.
     markers::lock(&mut session, &task.release_uid, Duration::from_secs(order.limit_seconds)).await?;
+    context.bring(&order.directory, Part::Files).await?;
     if let Some(found) = late::read(&directory)? {
-        return again(&directory, order, found).await;
+        return again(context, order, &directory, found).await;
     }
     let identity = identity::read(&mut session, context.url()?).await?;
     execute(&mut session, "beginning the read", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
@@ -59,11 +62,17 @@ async fn keep(context: &Context, order: &BaselineOrder) -> Result<JobReport> {
         tables: Default::default(),
     };
     let (baseline, sha256) = late::keep(&mut session, &directory, &schema, baseline).await?;
+    context.keep(&order.directory).await?;
     let _ = session.close().await;
     Ok(answer(&baseline, sha256))
 }
 
-async fn again(directory: &Path, order: &BaselineOrder, (baseline, sha256): (Baseline, String)) -> Result<JobReport> {
+async fn again(
+    context: &Context,
+    order: &BaselineOrder,
+    directory: &Path,
+    (baseline, sha256): (Baseline, String),
+) -> Result<JobReport> {
     let task = &order.database;
     if (&baseline.release_uid, &baseline.attempt) != (&task.release_uid, &task.attempt) {
         return Err(Error::Occupied {
@@ -76,6 +85,7 @@ async fn again(directory: &Path, order: &BaselineOrder, (baseline, sha256): (Bas
         identity::prove(expected, &baseline.identity)?;
     }
     late::verify(directory, &baseline)?;
+    context.keep(&order.directory).await?;
     info!("the baseline is there already, and its bytes are as written");
     Ok(answer(&baseline, sha256))
 }

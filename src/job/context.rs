@@ -17,7 +17,9 @@ use super::protocol::{
 use crate::{
     api::upgrade::{Category, Engine},
     snapshot::{
-        Error, Result, identity,
+        Error, Result,
+        archive::{Archive, Part},
+        identity,
         session::{application_name, open},
         sqlite::url::{SqliteUrl, SqliteUrlError},
         url::{DatabaseUrl, UrlError},
@@ -50,6 +52,8 @@ impl Places {
 pub struct Context {
     pub places: Places,
     pub input: JobInput,
+    /// Where what is made below the storage's mount stays.
+    pub archive: Archive,
     url: Result<DatabaseUrl, UrlError>,
     /// Where the URL's scheme is SQLite's.
     sqlite: Option<Result<SqliteUrl, SqliteUrlError>>,
@@ -62,18 +66,21 @@ impl Context {
             .and_then(|order| Ok((order, if_there(INPUT_ENV)?)))
             .map_err(|what| Error::Order { what })?;
         let url = env::var(DATABASE_URL_ENV).unwrap_or_default();
-        Ok((Self { input, ..Self::of(places, &url) }, order))
+        let archive = Archive::from_environment(&places.storage)?;
+        Ok((Self { input, archive, ..Self::of(places, &url) }, order))
     }
 
     /// Another database, for what is done on a copy: no order and no input.
     pub fn of(places: Places, url: &str) -> Self {
         let sqlite = SqliteUrl::is_meant(url).then(|| SqliteUrl::parse(url));
-        Self { places, input: JobInput::default(), url: DatabaseUrl::from_str(url), sqlite }
+        let archive = Archive::none(&places.storage);
+        Self { places, input: JobInput::default(), archive, url: DatabaseUrl::from_str(url), sqlite }
     }
 
     /// The same with this input.
     pub fn with_input(&self, input: JobInput) -> Self {
-        Self { places: self.places.clone(), input, url: self.url.clone(), sqlite: self.sqlite.clone() }
+        let Self { places, archive, url, sqlite, .. } = self;
+        Self { places: places.clone(), input, archive: archive.clone(), url: url.clone(), sqlite: sqlite.clone() }
     }
 
     /// Whose steps these are: the URL's scheme decides.
@@ -125,6 +132,29 @@ impl Context {
             return Err(Error::Order { what: format!("{directory:?} is no directory below the storage") });
         }
         Ok(self.places.storage.join(relative))
+    }
+
+    /// Brings what is kept of a directory elsewhere.
+    pub async fn bring(&self, directory: &str, part: Part) -> Result<()> {
+        self.with_archive(directory, move |archive, directory| archive.bring(directory, part).map(drop)).await
+    }
+
+    /// Keeps a directory where it stays, if that is elsewhere.
+    pub async fn keep(&self, directory: &str) -> Result<()> {
+        self.with_archive(directory, Archive::keep).await
+    }
+
+    /// On a thread that may wait.
+    async fn with_archive(
+        &self,
+        directory: &str,
+        work: impl FnOnce(&Archive, &str) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        self.below_storage(directory)?;
+        let (archive, directory) = (self.archive.clone(), directory.to_owned());
+        let path = self.places.storage.join(&directory);
+        let done = tokio::task::spawn_blocking(move || work(&archive, &directory)).await;
+        done.map_err(|error| Error::io("keeping", path)(error.into()))?
     }
 
     /// The report without any form of the password, in the parts that hold free text.

@@ -22,7 +22,9 @@ use crate::{
     api::upgrade::{Category, MigrationRecord, MigrationState},
     commands,
     snapshot::{
-        Error, Result, digest, dump, freeze, manifest, markers,
+        Error, Result,
+        archive::Part,
+        digest, dump, freeze, manifest, markers,
         markers::Marker,
         peers,
         schema::{self, Comparison, compare},
@@ -56,6 +58,7 @@ pub async fn run(context: &Context, order: &GuardOrder, mut stop: watch::Receive
         return Ok(report);
     }
     let token = shared.token()?;
+    context.bring(&order.reference_directory, Part::Notes).await?;
     let reference = Reference::read(&context.below_storage(&order.reference_directory)?)?;
     let mut session = if shared.go()?.is_some_and(|go| go.proceed) {
         info!("this container was restarted after it let the runner begin; waiting for its result");
@@ -100,6 +103,7 @@ pub(super) async fn begin(
 ) -> Result<Result<PgConnection, Box<JobReport>>> {
     let task = &order.database;
     let directory = context.below_storage(&order.directory)?;
+    context.bring(&order.directory, Part::Notes).await?;
     let mut session = context.patient_session(task, GUARD, Duration::from_secs(60)).await?;
     // Asked before the lock too: a lost node's session may hold that for hours, and the answer is the same.
     if let Standing::Decided(report) = standing(order, &markers::all(&mut session).await?, token, advice) {

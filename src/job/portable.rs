@@ -6,18 +6,17 @@ use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 use tracing::info;
 
-use super::{protocol::SnapshotOrder, snapshot::make_directory};
+use super::{context::Context, protocol::SnapshotOrder, snapshot::make_directory};
 use crate::snapshot::{
     Error, Result,
     digest::DataDigest,
     manifest::{self, MANIFEST, Manifest, PortableExport},
     portable::{
-        self, Options,
+        self, Options, Recipients,
         manifest::{Found, find},
         postgres, silent, sqlite,
     },
     sqlite::DATABASE,
-    url::DatabaseUrl,
 };
 
 /// Below the exact snapshot's.
@@ -33,21 +32,25 @@ fn place(directory: &Path, wanted: bool) -> Result<Option<PathBuf>> {
     Ok(wanted.then_some(place))
 }
 
+/// An export is encrypted as it is written, so that what lies in an archive is what its own manifest tells of.
+fn encrypted(recipients: Recipients) -> Options {
+    Options { recipients, ..Options::default() }
+}
+
 /// Exports a PostgreSQL database as the exported snapshot shows it; `known` brings the digests that the server computes.
 pub(super) async fn of_postgres(
-    (url, application): (&DatabaseUrl, &str),
+    context: &Context,
     order: &SnapshotOrder,
-    directory: &Path,
-    snapshot: &str,
+    (directory, snapshot, application): (&Path, &str, &str),
     known: watch::Receiver<Option<DataDigest>>,
 ) -> Result<Option<PortableExport>> {
     let exported = async {
         let Some(place) = place(directory, order.portable)? else { return Ok(None) };
         let request = postgres::Export {
-            url,
+            url: context.url()?,
             application,
             directory: &place,
-            options: Options::default(),
+            options: encrypted(context.archive.recipients()),
             snapshot: Some(snapshot),
             digests: postgres::Digests::Known(known),
             progress: silent(),
@@ -59,14 +62,19 @@ pub(super) async fn of_postgres(
 }
 
 /// Exports the copy of an SQLite file that lies in storage, which must hold exactly this.
-pub(super) fn of_sqlite(wanted: bool, directory: &Path, data: &DataDigest) -> Result<Option<PortableExport>> {
+pub(super) fn of_sqlite(
+    wanted: bool,
+    recipients: Recipients,
+    directory: &Path,
+    data: &DataDigest,
+) -> Result<Option<PortableExport>> {
     let exported = || {
         let Some(place) = place(directory, wanted)? else { return Ok(None) };
         let request = sqlite::Export {
             database: &directory.join(DATABASE),
             copy: true,
             directory: &place,
-            options: Options::default(),
+            options: encrypted(recipients),
             progress: silent(),
         };
         if sqlite::export(&request)?.data() != *data {

@@ -19,16 +19,19 @@ use super::{
 use crate::{
     api::upgrade::{Category, Engine},
     snapshot::{
-        Error, Result, dump, manifest,
+        Error, Result,
+        archive::Part,
+        dump,
+        manifest::{self, REFERENCE},
         schema::{self, Schema},
         scratch::{SUPERUSER, ScratchServer},
         session::execute,
         sha256_hex, sqlite,
+        store::Place,
         tools::Tools,
     },
 };
 
-pub const REFERENCE: &str = "reference.json";
 /// Role and database that the candidate gets in the ephemeral server.
 const NAME: &str = "memoria";
 /// Beyond the runner's own limit, for its start and end.
@@ -109,15 +112,8 @@ pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Rec
     }
     let directory = context.below_storage(&order.directory)?;
     fs::create_dir_all(&directory).map_err(Error::io("making", &directory))?;
-    let pruned = match order.retention.clone() {
-        Some(retention) => {
-            let own = directory.clone();
-            let done = tokio::task::spawn_blocking(move || retention::prune(&own, &retention)).await;
-            done.map_err(|error| Error::io("removing old snapshots beside", &directory)(error.into()))??
-        }
-        None => Pruned::default(),
-    };
-    let storage = Storage { free_bytes: free_bytes(&directory)?, pruned };
+    context.bring(&order.directory, Part::Notes).await?;
+    let storage = look(context, order, &directory).await?;
     if storage.free_bytes < order.needed_bytes {
         return Ok(too_small(order, &storage));
     }
@@ -149,7 +145,26 @@ pub async fn run(context: &Context, order: &ReferenceOrder, mut stop: watch::Rec
     let mut bytes = serde_json::to_vec_pretty(&reference).map_err(|error| Error::Order { what: error.to_string() })?;
     bytes.push(b'\n');
     manifest::write_once(&directory, REFERENCE, &bytes)?;
+    context.keep(&order.directory).await?;
     answer(&directory, &reference, &storage)
+}
+
+/// Removes old snapshots, and tries whether the storage can take a new one.
+async fn look(context: &Context, order: &ReferenceOrder, directory: &Path) -> Result<Storage> {
+    let (archive, retention) = (context.archive.clone(), order.retention.clone());
+    let (name, own) = (order.directory.clone(), directory.to_owned());
+    let done = tokio::task::spawn_blocking(move || {
+        let Some(retention) = retention else { return Ok::<_, Error>((Pruned::default(), i64::MAX)) };
+        archive.try_out()?;
+        let pruned = retention::prune(&archive.stays(&name), &retention)?;
+        let free = match archive.place() {
+            Some(Place::Directory(path)) => free_bytes(path)?,
+            _ => i64::MAX,
+        };
+        Ok((pruned, free))
+    });
+    let (pruned, free) = done.await.map_err(|error| Error::io("looking at", own)(error.into()))??;
+    Ok(Storage { free_bytes: free_bytes(directory)?.min(free), pruned })
 }
 
 /// The volume, once old snapshots are gone.

@@ -21,6 +21,7 @@ use crate::{
     commands,
     snapshot::{
         Error, Result,
+        archive::Part,
         digest::{self, DataDigest},
         dump, freeze, identity,
         late::{
@@ -76,7 +77,10 @@ pub async fn run(context: &Context, order: &RestoreOrder) -> Result<JobReport> {
 
 async fn restore(context: &Context, order: &RestoreOrder, until: Instant) -> Result<JobReport> {
     let directory = context.below_storage(&order.directory)?;
-    context.below_storage(&order.failed_directory)?;
+    context.bring(&order.directory, Part::Files).await?;
+    for kept in [order.baseline_directory.as_ref(), Some(&order.failed_directory)].into_iter().flatten() {
+        context.bring(kept, Part::All).await?;
+    }
     let stored = match snapshot::stored(context, &directory)? {
         Ok(stored) => stored,
         Err(report) => return Ok(report),
@@ -147,6 +151,8 @@ impl Work<'_> {
         let failed = self.save(&tools, &mut session, &live, &data).await?;
         let found = self.late(&mut session, &live, &failed).await?;
         freeze::release(&mut session).await?;
+        // Before anything is lost, and before a person is asked.
+        self.context.keep(&self.order.failed_directory).await?;
         let (accepted, budget) = (self.context.input.accept_data_loss, self.order.data_loss_budget_rows);
         let mut facts = RestoreFacts {
             failed_state: Some(failed.directory.clone()),
@@ -260,6 +266,7 @@ impl Work<'_> {
         evidence.verified_digest = Some(data.total(&live.fingerprint()));
         let directory = self.context.below_storage(&evidence.failed_state.directory)?;
         evidence.keep(&directory)?;
+        self.context.keep(&self.order.failed_directory).await?;
         // These alone: without a list it goes through the server's own tables, too, and warns of each that is not ours.
         let tables: Vec<_> = live.tables().map(|(name, _)| name).collect();
         let analyze = format!("ANALYZE {}", tables.join(", "));

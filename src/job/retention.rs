@@ -3,16 +3,17 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use tracing::{info, warn};
 
-use super::protocol::RetentionOrder;
+use super::{protocol::RetentionOrder, reference::Reference};
 use crate::snapshot::{
     Error, Result,
-    manifest::{self, MANIFEST, Manifest},
+    manifest::{self, MANIFEST, Manifest, REFERENCE},
+    portable::encryption::SUFFIX,
+    store::{Entries, Place, Unfinished},
 };
 
 /// A directory without a manifest is that of a pre-flight run, or of a snapshot that was never finished: nobody needs it
@@ -28,13 +29,12 @@ pub(super) struct Pruned {
     pub stayed: Vec<String>,
 }
 
-/// Removes what is past the order's limit among the siblings of `own`, the directory of this run.
-pub(super) fn prune(own: &Path, order: &RetentionOrder) -> Result<Pruned> {
+/// Removes what is past the order's limit among the siblings of `own`, the place of this run.
+pub(super) fn prune(own: &Place, order: &RetentionOrder) -> Result<Pruned> {
     let mut pruned = Pruned::default();
-    let Some(all) = own.parent() else { return Ok(pruned) };
-    for place in past(all, own, order)? {
-        let name = name(&place);
-        match remove(&place) {
+    let Some(all) = own.above() else { return Ok(pruned) };
+    for name in past(&all, own, order)? {
+        match remove(&all.below(&name)) {
             Ok(()) => {
                 info!(name, "removed: it is past spec.snapshot.retention");
                 pruned.removed.push(name);
@@ -48,64 +48,81 @@ pub(super) fn prune(own: &Path, order: &RetentionOrder) -> Result<Pruned> {
     Ok(pruned)
 }
 
-fn name(place: &Path) -> String {
-    place.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// What may go, the oldest first.
-fn past(all: &Path, own: &Path, order: &RetentionOrder) -> Result<Vec<PathBuf>> {
+/// The names of what may go, the oldest first.
+fn past(all: &Place, own: &Place, order: &RetentionOrder) -> Result<Vec<String>> {
     let (mut whole, mut begun) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(all).map_err(Error::io("looking into", all))? {
-        let entry = entry.map_err(Error::io("looking into", all))?;
-        let place = entry.path();
-        // A link is not followed: what it leads to lies elsewhere.
-        if place == own || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+    for name in all.entries()?.places {
+        let place = all.below(&name);
+        if place == *own {
             continue;
         }
         match manifest::read(&place) {
-            Ok(Some(found)) if is_whole(&place, &found.manifest) => {
+            Ok(Some(found)) if is_whole(&place, &found.manifest)? => {
                 if found.manifest.release_uid == order.release_uid {
-                    whole.push((found.manifest.read_at, place));
+                    whole.push((found.manifest.read_at, name));
                 }
             }
-            Ok(Some(_)) => warn!(place = %place.display(), "a file of this snapshot is missing or cut short; it stays"),
-            Ok(None) => {
-                let modified = entry.metadata().and_then(|data| data.modified());
-                begun.push((modified.map_err(Error::io("looking at", &place))?, place));
-            }
+            Ok(Some(_)) => warn!(%place, "a file of this snapshot is missing or cut short; it stays"),
+            Ok(None) => begun.extend(begun_at(&place)?.map(|at| (at, name))),
             Err(error) => warn!(%error, "it stays"),
         }
     }
     whole.sort();
     let keep = usize::try_from(order.keep_last).unwrap_or(usize::MAX).max(1);
     let limit = SystemTime::now().checked_sub(ABANDONED).unwrap_or(SystemTime::UNIX_EPOCH);
-    let old = whole.iter().take(whole.len().saturating_sub(keep)).map(|(_, place)| place);
-    let abandoned = begun.iter().filter(|(modified, _)| *modified < limit).map(|(_, place)| place);
-    let needed = |place: &&PathBuf| order.needed.contains(&name(place));
-    Ok(old.chain(abandoned).filter(|place| !needed(place)).cloned().collect())
+    let old = whole.iter().take(whole.len().saturating_sub(keep)).map(|(_, name)| name);
+    let abandoned = begun.iter().filter(|(at, _)| *at < limit).map(|(_, name)| name);
+    Ok(old.chain(abandoned).filter(|name| !order.needed.contains(*name)).cloned().collect())
 }
 
-/// A snapshot that was proved when it was taken, and whose files still have their sizes.
-fn is_whole(place: &Path, manifest: &Manifest) -> bool {
-    let has_its_size = |(name, file): (&String, &manifest::StoredFile)| {
-        fs::metadata(place.join(name)).is_ok_and(|data| data.len() == file.bytes)
+/// When a run began that never came to a snapshot. In a bucket what it kept first says so; without that it stays.
+fn begun_at(place: &Place) -> Result<Option<SystemTime>> {
+    match place {
+        Place::Directory(path) => {
+            let modified = fs::metadata(path).and_then(|data| data.modified());
+            modified.map(Some).map_err(Error::io("looking at", path))
+        }
+        Place::Bucket(_) => {
+            let reference = place.read(REFERENCE)?.and_then(|bytes| serde_json::from_slice::<Reference>(&bytes).ok());
+            Ok(reference.map(|reference| reference.made_at.into()))
+        }
+    }
+}
+
+/// A snapshot that was proved when it was taken, and whose files are still there; as they were made, they have their sizes.
+fn is_whole(place: &Place, manifest: &Manifest) -> Result<bool> {
+    let there = place.entries()?.files;
+    let is_there = |(name, file): (&String, &manifest::StoredFile)| match place {
+        Place::Directory(path) if there.contains(name) => {
+            fs::metadata(path.join(name)).is_ok_and(|data| data.len() == file.bytes)
+        }
+        _ => there.contains(name) || there.contains(&format!("{name}{SUFFIX}")),
     };
-    manifest.restored_in_scratch && manifest.files.iter().all(has_its_size)
+    Ok(manifest.restored_in_scratch && manifest.files.iter().all(is_there))
 }
 
 /// The manifest goes first, to disk: what is half removed is no snapshot.
-fn remove(place: &Path) -> Result<()> {
-    let manifest = place.join(MANIFEST);
-    if manifest.exists() {
-        fs::remove_file(&manifest).map_err(Error::io("removing", &manifest))?;
-        manifest::sync_directory(place)?;
+fn remove(place: &Place) -> Result<()> {
+    place.remove(&[MANIFEST.to_owned()])?;
+    match place {
+        Place::Directory(path) => {
+            manifest::sync_directory(path)?;
+            fs::remove_dir_all(path).map_err(Error::io("removing", path))
+        }
+        Place::Bucket(_) => remove_objects(place),
     }
-    fs::remove_dir_all(place).map_err(Error::io("removing", place))
+}
+
+fn remove_objects(place: &Place) -> Result<()> {
+    let Entries { files, places } = place.entries()?;
+    place.unfinished(&files)?.iter().try_for_each(Unfinished::end)?;
+    place.remove(&files)?;
+    places.iter().try_for_each(|name| remove_objects(&place.below(name)))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::unix::fs::symlink};
+    use std::{fs::File, os::unix::fs::symlink, path::PathBuf};
 
     use serde_json::json;
 
@@ -138,8 +155,10 @@ mod tests {
         }
 
         fn names(&self) -> Vec<String> {
-            let mut names: Vec<_> =
-                fs::read_dir(self.0.path()).unwrap().map(|entry| name(&entry.unwrap().path())).collect();
+            let mut names: Vec<_> = fs::read_dir(self.0.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
             names.sort();
             names
         }
@@ -147,7 +166,7 @@ mod tests {
         fn prune(&self, keep_last: u32, needed: &[&str]) -> Pruned {
             let needed = needed.iter().map(|name| (*name).to_owned()).collect();
             let order = RetentionOrder { release_uid: "u".to_owned(), keep_last, needed };
-            prune(&self.0.path().join("run"), &order).unwrap()
+            prune(&Place::Directory(self.0.path().join("run")), &order).unwrap()
         }
     }
 

@@ -23,10 +23,12 @@ use super::{
 };
 use crate::{
     api::upgrade::Category,
-    rescue::{RESCUE, RescueState},
+    rescue::RescueState,
     snapshot::{
-        Error, Result, digest, dump, freeze, identity,
-        manifest::{self, DUMP, MANIFEST, Manifest, PortableExport, SCHEMA, Stored, StoredFile},
+        Error, Result,
+        archive::Part,
+        digest, dump, freeze, identity,
+        manifest::{self, DUMP, MANIFEST, Manifest, PortableExport, RESCUE, SCHEMA, Stored, StoredFile},
         markers, peers,
         schema::{self, Schema},
         session::application_name,
@@ -39,8 +41,9 @@ const STEP: &str = "snapshot";
 
 pub async fn run(context: &Context, order: &SnapshotOrder) -> Result<JobReport> {
     let directory = context.below_storage(&order.directory)?;
+    context.bring(&order.directory, Part::All).await?;
     if let Some(stored) = manifest::read(&directory)? {
-        return again(&directory, order, stored).await;
+        return again(context, order, &directory, stored).await;
     }
     make_directory(&directory)?;
     clear(&directory, &[DUMP, SCHEMA, RESCUE])?;
@@ -52,7 +55,12 @@ pub(super) fn make_directory(directory: &Path) -> Result<()> {
 }
 
 /// A snapshot that is whole already: its bytes are read again, nothing else is done.
-pub(super) async fn again(directory: &Path, order: &SnapshotOrder, stored: Stored) -> Result<JobReport> {
+pub(super) async fn again(
+    context: &Context,
+    order: &SnapshotOrder,
+    directory: &Path,
+    stored: Stored,
+) -> Result<JobReport> {
     let task = &order.database;
     let found = (&stored.manifest.release_uid, &stored.manifest.attempt);
     if found != (&task.release_uid, &task.attempt) {
@@ -67,6 +75,8 @@ pub(super) async fn again(directory: &Path, order: &SnapshotOrder, stored: Store
     }
     verify(directory, &stored.manifest).await?;
     read_back(directory, &stored.manifest, portable::verify).await?;
+    // A container that was restarted may have come no further than the workplace.
+    context.keep(&order.directory).await?;
     info!("the snapshot is there already, and its bytes are as its manifest says");
     Ok(answer(&stored.manifest, stored.sha256))
 }
@@ -189,6 +199,7 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
         restored_in_scratch: true,
         files,
         portable: frozen.portable,
+        encryption: context.archive.recipients().described(),
         sqlite: None,
     };
     let sha256 = manifest::write(directory, &manifest)?;
@@ -197,6 +208,8 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
     let damaged =
         || Error::Damaged { directory: directory.to_owned(), what: format!("{MANIFEST} reads back differently") };
     let stored = stored.ok_or_else(damaged)?;
+    // With the lock still held: a twin finds what is kept, and makes none of its own.
+    context.keep(&order.directory).await?;
     let _ = session.close().await;
     Ok(answer(&stored.manifest, stored.sha256))
 }
@@ -223,8 +236,7 @@ async fn read_frozen(
         told.send_replace(Some(data.clone()));
         Ok(data)
     };
-    let to = (context.url()?, application.as_str());
-    let exporting = portable::of_postgres(to, order, directory, &snapshot, known);
+    let exporting = portable::of_postgres(context, order, (directory, &snapshot, &application), known);
     let ((), data, portable) = tokio::try_join!(dumping, digesting, exporting)?;
     // New tables, and objects other than tables, can come under the locks; the transaction's own snapshot hides them.
     let mut other = context.session(task, STEP).await?;

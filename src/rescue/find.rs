@@ -5,11 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::state::{RESCUE, RescueState};
+use super::state::RescueState;
 use crate::snapshot::{
     Error,
     late::LATE,
-    manifest::{self, Stored},
+    manifest::{self, RESCUE, Stored},
     restore::{EVIDENCE, Evidence},
 };
 

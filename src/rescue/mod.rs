@@ -14,7 +14,7 @@ use std::{fmt::Write as _, path::Path};
 pub use find::{Found, NotFound, find};
 pub use marker::{Looked, look};
 pub use script::{Unwritable, script};
-pub use state::{RESCUE, RescueSettings, RescueState, RescueTarget};
+pub use state::{RescueSettings, RescueState, RescueTarget};
 
 use shell::plain;
 

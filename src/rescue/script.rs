@@ -39,7 +39,7 @@ const DELIMITER: &str = "RESTORE_JOB";
 pub enum Unwritable {
     #[error(transparent)]
     Name(#[from] BadName),
-    #[error("the restore Job in {file} cannot be read: {cause}; take the version of this program that made the snapshot", file = super::RESCUE)]
+    #[error("the restore Job in {file} cannot be read: {cause}; take the version of this program that made the snapshot", file = crate::snapshot::manifest::RESCUE)]
     Job { cause: String },
 }
 

@@ -10,9 +10,6 @@ use crate::api::{
     upgrade::{Engine, PlannedStorage, PlannedTarget, PlannedWorker},
 };
 
-/// The file's name.
-pub const RESCUE: &str = "rescue.json";
-
 /// Fields are only ever added, each with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

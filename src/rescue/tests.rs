@@ -11,11 +11,11 @@ use k8s_openapi::api::batch::v1::Job;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Found, Looked, NotFound, RESCUE, RescueState, find, look, script, summary};
+use super::{Found, Looked, NotFound, RescueState, find, look, script, summary};
 use crate::{
     job::protocol::{INPUT_ENV, JobInput},
     snapshot::{
-        manifest::{self, Manifest, StoredFile},
+        manifest::{self, Manifest, RESCUE, StoredFile},
         sha256_hex,
     },
 };

@@ -17,7 +17,9 @@ use crate::api::upgrade::DatabaseIdentity;
 use super::{
     digest::{DataDigest, SequencePosition, TableDigest},
     error::{Error, Result},
-    hex, sha256_hex,
+    hex,
+    portable::encryption::Encryption,
+    sha256_hex,
     sqlite::content::Header,
     store::{Place, ToPlace},
 };
@@ -25,6 +27,10 @@ use super::{
 pub const MANIFEST: &str = "manifest.json";
 pub const DUMP: &str = "database.dump";
 pub const SCHEMA: &str = "schema.json";
+/// What a person needs without the operator, beside the snapshot.
+pub const RESCUE: &str = "rescue.json";
+/// The schema that the new version promises, beside the snapshot.
+pub const REFERENCE: &str = "reference.json";
 /// What a file's name ends with while it is written.
 pub const TEMPORARY: &str = ".tmp";
 
@@ -66,6 +72,9 @@ pub struct Manifest {
     /// The export of the same moment that lies below, where one was asked for. The way back does not need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub portable: Option<PortableExport>,
+    /// To whom its files are encrypted where they stay; sizes and hashes are those before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// SQLite: what the file was besides its tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqlite: Option<SqliteFile>,

@@ -1,6 +1,7 @@
 //! The data planes: sessions, identity, schema, digests, dump, scratch servers, manifest and markers of PostgreSQL, and
 //! below `sqlite` the same of SQLite files. Run inside Jobs, beside the database; know nothing of Kubernetes.
 
+pub mod archive;
 mod copying;
 pub mod digest;
 pub mod dump;

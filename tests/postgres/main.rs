@@ -4,6 +4,7 @@
 // A test fails by panicking, and what supports tests is no test in clippy's eyes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod archive;
 mod bucket;
 mod carry;
 mod checks;

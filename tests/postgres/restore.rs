@@ -73,7 +73,7 @@ impl Ready {
         Self::of(cluster, site).await
     }
 
-    async fn of(cluster: Cluster, site: Site) -> Self {
+    pub async fn of(cluster: Cluster, site: Site) -> Self {
         let answer = site.run(&JobOrder::Snapshot(snapshot_order(&cluster).await), &cluster).await;
         let Some(Facts::Snapshot(facts)) = answer.report.facts else { panic!("{:?}", answer.report) };
         let manifest = fs::read(site.storage.join(DIRECTORY).join("manifest.json")).unwrap();
@@ -108,7 +108,7 @@ impl Ready {
     }
 
     /// Schema and data, whatever way they are looked at, are what they were at the snapshot.
-    async fn is_the_snapshot(&self) {
+    pub async fn is_the_snapshot(&self) {
         let (fingerprint, access, data) = state(&self.cluster).await;
         assert_eq!(fingerprint, self.manifest.schema_fingerprint);
         assert_eq!(access, self.manifest.access_fingerprint);

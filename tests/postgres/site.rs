@@ -45,6 +45,8 @@ fn binary() -> PathBuf {
 pub struct Site {
     directory: tempfile::TempDir,
     pub storage: PathBuf,
+    /// Names an archive, if there is one: then each pod's storage is its own workplace.
+    pub archive: Vec<(String, String)>,
 }
 
 pub struct Answer {
@@ -77,12 +79,14 @@ impl Site {
         }
         give(directory.path());
         let storage = directory.path().join("storage");
-        Self { directory, storage }
+        Self { directory, storage, archive: Vec::new() }
     }
 
     /// Another pod with the same storage.
     pub fn other_pod(&self) -> Self {
-        Self { storage: self.storage.clone(), ..Self::new() }
+        let (pod, archive) = (Self::new(), self.archive.clone());
+        let storage = if archive.is_empty() { self.storage.clone() } else { pod.storage.clone() };
+        Self { storage, archive, ..pod }
     }
 
     pub fn shared(&self, name: &str) -> PathBuf {
@@ -104,6 +108,7 @@ impl Site {
             .env(ORDER_ENV, serde_json::to_string(order).unwrap())
             .env(INPUT_ENV, serde_json::to_string(input).unwrap())
             .env(DATABASE_URL_ENV, url)
+            .envs(self.archive.iter().cloned())
             .env("MEMORIA_OPERATOR_PLACE_STORAGE", &self.storage)
             .env("MEMORIA_OPERATOR_PLACE_SHARED", directory.join("shared"))
             .env("MEMORIA_OPERATOR_PLACE_SCRATCH", directory.join("scratch"))

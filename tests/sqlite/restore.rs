@@ -44,7 +44,11 @@ pub struct Failed {
 
 impl Failed {
     pub async fn new(journal_mode: &str, extra: &str) -> Self {
-        let site = Site::with(journal_mode, &format!("{MEMORIA}{extra}"));
+        Self::of(Site::with(journal_mode, &format!("{MEMORIA}{extra}"))).await
+    }
+
+    /// The same, of the database that is there.
+    pub async fn of(site: Site) -> Self {
         let answer = site.run(&JobOrder::Snapshot(site.snapshot_order())).await;
         let manifest_sha256 = snapshot::facts(&answer).manifest_sha256;
         site.execute(FAILURE);

@@ -42,6 +42,8 @@ pub const MEMORIA: &str = "
 pub struct Site {
     directory: tempfile::TempDir,
     pub storage: PathBuf,
+    /// Names an archive, if there is one: then each pod's storage is its own workplace.
+    pub archive: Vec<(String, String)>,
     pub data: PathBuf,
 }
 
@@ -73,7 +75,7 @@ impl Site {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         let (storage, data) = (directory.path().join("storage"), directory.path().join("data"));
-        Self { directory, storage, data }
+        Self { directory, storage, data, archive: Vec::new() }
     }
 
     /// With a database in this journal mode, closed.
@@ -87,7 +89,9 @@ impl Site {
 
     /// Another pod with the same storage and data.
     pub fn other_pod(&self) -> Self {
-        Self { storage: self.storage.clone(), data: self.data.clone(), ..Self::new() }
+        let (pod, data, archive) = (Self::new(), self.data.clone(), self.archive.clone());
+        let storage = if archive.is_empty() { self.storage.clone() } else { pod.storage.clone() };
+        Self { storage, data, archive, ..pod }
     }
 
     pub fn database(&self) -> PathBuf {
@@ -164,6 +168,7 @@ impl Site {
             .env(ORDER_ENV, serde_json::to_string(order).unwrap())
             .env(INPUT_ENV, serde_json::to_string(input).unwrap())
             .env(DATABASE_URL_ENV, url)
+            .envs(self.archive.iter().cloned())
             .env("MEMORIA_OPERATOR_PLACE_STORAGE", &self.storage)
             .env("MEMORIA_OPERATOR_PLACE_SHARED", directory.join("shared"))
             .env("MEMORIA_OPERATOR_PLACE_SCRATCH", directory.join("scratch"))

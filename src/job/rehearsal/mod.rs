@@ -31,7 +31,7 @@ use super::{
 use crate::{
     api::upgrade::{Category, Engine},
     snapshot::{
-        Error, Result, digest::DataDigest, dump, identity, scratch::ScratchServer, session::open,
+        Error, Result, archive::Part, digest::DataDigest, dump, identity, scratch::ScratchServer, session::open,
         sqlite::markers::Lock, tools::Tools,
     },
 };
@@ -110,7 +110,7 @@ impl<'a> Rehearsal<'a> {
     }
 
     async fn rehearse(&mut self, stop: &mut watch::Receiver<bool>) -> Result<JobReport> {
-        let reference = self.reference()?;
+        let reference = self.reference().await?;
         for directory in [&self.context.places.scratch, &self.context.places.shared] {
             let free = reference::free_bytes(directory)?;
             if free < self.order.needed_bytes {
@@ -251,9 +251,12 @@ impl<'a> Rehearsal<'a> {
         Ok(report::done(message, Facts::Rehearsal(self.facts.clone())))
     }
 
-    fn reference(&self) -> Result<Reference> {
+    async fn reference(&self) -> Result<Reference> {
         match &self.order.reference_directory {
-            Some(directory) => Reference::read(&self.context.below_storage(directory)?),
+            Some(directory) => {
+                self.context.bring(directory, Part::Notes).await?;
+                Reference::read(&self.context.below_storage(directory)?)
+            }
             None => Ok(Reference::none(&self.order.database.attempt, "mode Plan keeps no reference schema")),
         }
     }

@@ -16,7 +16,9 @@ use super::{
     snapshot::{About, store},
 };
 use crate::snapshot::{
-    Error, Result, identity,
+    Error, Result,
+    archive::{Archive, Part},
+    identity,
     manifest::{self, SCHEMA, Stored},
     sqlite::{self, DATABASE, KIND, hold::ask, markers::Lock},
 };
@@ -24,19 +26,20 @@ use crate::snapshot::{
 pub async fn run(context: &Context, order: &BaselineOrder) -> Result<JobReport> {
     let place = Place::of(context, &order.database)?;
     let directory = context.below_storage(&order.directory)?;
-    let (order, scratch) = (order.clone(), context.places.scratch.clone());
+    let (order, scratch, archive) = (order.clone(), context.places.scratch.clone(), context.archive.clone());
     sqlite::blocking(move || {
+        archive.bring(&order.directory, Part::Files)?;
         if let Some(stored) = manifest::read(&directory)? {
-            return again(&directory, &order, &stored);
+            return again(&directory, &order, &stored, &archive);
         }
         make_directory(&directory)?;
         clear(&directory, &[DATABASE, SCHEMA])?;
-        keep(&place, &order, &directory, &scratch)
+        keep(&place, &order, &directory, &scratch, &archive)
     })
     .await
 }
 
-fn again(directory: &Path, order: &BaselineOrder, stored: &Stored) -> Result<JobReport> {
+fn again(directory: &Path, order: &BaselineOrder, stored: &Stored, archive: &Archive) -> Result<JobReport> {
     let (task, found) = (&order.database, &stored.manifest);
     if (&found.release_uid, &found.attempt, found.kind.as_str()) != (&task.release_uid, &task.attempt, KIND) {
         return Err(Error::Occupied {
@@ -49,11 +52,18 @@ fn again(directory: &Path, order: &BaselineOrder, stored: &Stored) -> Result<Job
         identity::prove(expected, &found.identity)?;
     }
     manifest::verify_files(directory, found)?;
+    archive.keep(&order.directory)?;
     info!("the baseline is there already, and its bytes are as written");
     Ok(answer(stored))
 }
 
-fn keep(place: &Place, order: &BaselineOrder, directory: &Path, scratch: &Path) -> Result<JobReport> {
+fn keep(
+    place: &Place,
+    order: &BaselineOrder,
+    directory: &Path,
+    scratch: &Path,
+    archive: &Archive,
+) -> Result<JobReport> {
     let (path, task) = (&place.path, &order.database);
     let started_at = jiff::Timestamp::now();
     let lock = Lock::take(path, Duration::from_secs(order.limit_seconds))?;
@@ -72,10 +82,13 @@ fn keep(place: &Place, order: &BaselineOrder, directory: &Path, scratch: &Path) 
         read_at: jiff::Timestamp::now(),
         rescue: None,
         portable: false,
+        recipients: archive.recipients(),
     };
     // The content is read from the copy, so that a rollback journal's writers wait for no longer than the copying.
     let stored = store((&connection, path, &journal_mode), None, about, directory, scratch)?;
-    drop((connection, lock));
+    drop(connection);
+    archive.keep(&order.directory)?;
+    drop(lock);
     Ok(answer(&stored))
 }
 

@@ -22,6 +22,7 @@ use crate::{
     api::upgrade::Category,
     snapshot::{
         Error, Result,
+        archive::{Archive, Part},
         manifest::{self, Stored},
         markers::Marker,
         schema::Comparison,
@@ -44,6 +45,7 @@ pub async fn run(context: &Context, order: &GuardOrder, mut stop: watch::Receive
         return Ok(report);
     }
     let token = shared.token()?;
+    context.bring(&order.reference_directory, Part::Notes).await?;
     let reference = Reference::read(&context.below_storage(&order.reference_directory)?)?;
     // Held while the runner works: it keeps the operator's own Jobs out, not the runner.
     let lock = if shared.go()?.is_some_and(|go| go.proceed) {
@@ -79,7 +81,9 @@ pub(in super::super) type Begun = Result<Lock, Box<JobReport>>;
 pub(in super::super) async fn begin(context: &Context, order: &GuardOrder, token: String) -> Result<Begun> {
     let place = Place::of(context, &order.database)?;
     let directory = context.below_storage(&order.directory)?;
+    context.bring(&order.directory, Part::Notes).await?;
     let (order, stored) = (order.clone(), snapshot::stored(context, &directory));
+    let archive = context.archive.clone();
     sqlite::blocking(move || {
         let path = &place.path;
         let decided = |markers: Vec<Marker>| match standing(&order, &markers, &token, |marker| advice(path, marker)) {
@@ -99,7 +103,7 @@ pub(in super::super) async fn begin(context: &Context, order: &GuardOrder, token
             Ok(stored) => stored,
             Err(report) => return Ok(Err(Box::new(report))),
         };
-        let differences = compare_with_snapshot(&lock, &directory, &stored)?;
+        let differences = compare_with_snapshot(&lock, (&archive, &order.directory), &directory, &stored)?;
         if !differences.is_empty() {
             return Ok(Err(Box::new(changed(&differences))));
         }
@@ -122,14 +126,19 @@ pub(super) fn advice(path: &Path, marker: &Marker) -> String {
 }
 
 /// The file holds exactly what the manifest says, and its journal mode is put back before anything runs.
-fn compare_with_snapshot(lock: &Lock, directory: &Path, stored: &Stored) -> Result<Vec<String>> {
+fn compare_with_snapshot(
+    lock: &Lock,
+    (archive, name): (&Archive, &str),
+    directory: &Path,
+    stored: &Stored,
+) -> Result<Vec<String>> {
     let manifest = &stored.manifest;
     if manifest.kind != KIND {
         let what = format!("it is of kind {}, the database is an SQLite file", manifest.kind);
         return Err(Error::Damaged { directory: directory.to_owned(), what });
     }
     // A snapshot that could not be taken back must not let anything begin.
-    manifest::verify_files(directory, manifest)?;
+    archive.verify(name, &manifest.files)?;
     let header = manifest.sqlite.as_ref().map_or_else(Header::default, |file| file.header.clone());
     let schema = manifest::read_schema(directory, manifest)?;
     let expected = Content { schema, data: manifest.data(), header };

@@ -25,7 +25,9 @@ use super::{
 use crate::{
     api::upgrade::Category,
     snapshot::{
-        Error, Result, dump, identity,
+        Error, Result,
+        archive::{Archive, Part},
+        dump, identity,
         late::{
             Late,
             carry::{self, Came, Carry},
@@ -51,14 +53,19 @@ pub async fn run(context: &Context, order: &RestoreOrder) -> Result<JobReport> {
     let directory = context.below_storage(&order.directory)?;
     let failed = context.below_storage(&order.failed_directory)?;
     let baseline = order.baseline_directory.as_deref().map(|path| context.below_storage(path)).transpose()?;
+    context.bring(&order.directory, Part::Files).await?;
+    for kept in [order.baseline_directory.as_ref(), Some(&order.failed_directory)].into_iter().flatten() {
+        context.bring(kept, Part::All).await?;
+    }
     let stored = match stored(context, &directory)? {
         Ok(stored) => stored,
         Err(report) => return Ok(report),
     };
     let (order, input, scratch) = (order.clone(), context.input.clone(), context.places.scratch.clone());
+    let archive = context.archive.clone();
     sqlite::blocking(move || {
         check(&directory, &stored.manifest, &order)?;
-        Work { place, order, input, directory, failed, baseline, scratch, stored }.restore()
+        Work { place, order, input, directory, failed, baseline, scratch, archive, stored }.restore()
     })
     .await
 }
@@ -100,6 +107,7 @@ struct Work {
     failed: PathBuf,
     baseline: Option<PathBuf>,
     scratch: PathBuf,
+    archive: Archive,
     stored: Stored,
 }
 
@@ -152,6 +160,8 @@ impl Work {
         }
         let failed = self.keep_failed(&hold, &current, started_at)?;
         let found = self.late()?;
+        // Before anything is lost, and before a person is asked.
+        self.archive.keep(&self.order.failed_directory)?;
         let (accepted, budget) = (self.input.accept_data_loss, self.order.data_loss_budget_rows);
         let mut facts = RestoreFacts {
             failed_state: Some(self.order.failed_directory.clone()),
@@ -259,7 +269,8 @@ impl Work {
             verified_at: Some(now),
             verified_digest: Some(restored.data_digest()),
         };
-        evidence.keep(&self.failed)
+        evidence.keep(&self.failed)?;
+        self.archive.keep(&self.order.failed_directory)
     }
 
     /// This attempt's steps that never ended are history now.
@@ -311,6 +322,7 @@ impl Work {
             read_at: jiff::Timestamp::now(),
             rescue: None,
             portable: false,
+            recipients: self.archive.recipients(),
         };
         let live = (hold.connection()?, hold.path(), hold.journal_mode());
         store(live, Some(current), about, &self.failed, &self.scratch)

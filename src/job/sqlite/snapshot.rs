@@ -17,10 +17,12 @@ use super::{
 };
 use crate::{
     api::upgrade::DatabaseIdentity,
-    rescue::{RESCUE, RescueState},
+    rescue::RescueState,
     snapshot::{
         Error, Result,
-        manifest::{self, MANIFEST, Manifest, SCHEMA, SqliteFile, Stored, StoredFile},
+        archive::{Archive, Part},
+        manifest::{self, MANIFEST, Manifest, RESCUE, SCHEMA, SqliteFile, Stored, StoredFile},
+        portable::Recipients,
         sqlite::{
             self, DATABASE, KIND, beside,
             content::{self, Content},
@@ -36,20 +38,27 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn run(context: &Context, order: &SnapshotOrder) -> Result<JobReport> {
     let directory = context.below_storage(&order.directory)?;
+    context.bring(&order.directory, Part::All).await?;
     if let Some(stored) = manifest::read(&directory)? {
-        return again(&directory, order, stored).await;
+        return again(context, order, &directory, stored).await;
     }
     let place = Place::of(context, &order.database)?;
-    let (order, scratch) = (order.clone(), context.places.scratch.clone());
+    let (order, scratch, archive) = (order.clone(), context.places.scratch.clone(), context.archive.clone());
     sqlite::blocking(move || {
         make_directory(&directory)?;
         clear(&directory, &[DATABASE, SCHEMA, RESCUE])?;
-        fresh(&place, &order, &directory, &scratch)
+        fresh(&place, &order, &directory, &scratch, &archive)
     })
     .await
 }
 
-fn fresh(place: &Place, order: &SnapshotOrder, directory: &Path, scratch: &Path) -> Result<JobReport> {
+fn fresh(
+    place: &Place,
+    order: &SnapshotOrder,
+    directory: &Path,
+    scratch: &Path,
+    archive: &Archive,
+) -> Result<JobReport> {
     let started_at = jiff::Timestamp::now();
     let lock = Lock::take(&place.path, PATIENCE)?;
     let hold = Hold::take(&lock, PATIENCE)?;
@@ -65,10 +74,13 @@ fn fresh(place: &Place, order: &SnapshotOrder, directory: &Path, scratch: &Path)
         read_at: jiff::Timestamp::now(),
         rescue: order.rescue.clone(),
         portable: order.portable,
+        recipients: archive.recipients(),
     };
     let content = content::read(hold.connection()?, &place.path)?;
     let stored =
         store((hold.connection()?, &place.path, hold.journal_mode()), Some(&content), about, directory, scratch)?;
+    // With the lock still held: a twin finds what is kept, and makes none of its own.
+    archive.keep(&order.directory)?;
     hold.release()?;
     Ok(answer(&stored.manifest, stored.sha256))
 }
@@ -85,6 +97,8 @@ pub(super) struct About {
     pub read_at: jiff::Timestamp,
     pub rescue: Option<Box<RescueState>>,
     pub portable: bool,
+    /// To whom it is encrypted where it stays.
+    pub recipients: Recipients,
 }
 
 /// Copies a database into storage, proves the copy, and writes its manifest last. The copy must hold this content; without
@@ -107,7 +121,7 @@ pub(super) fn store(
     let file: StoredFile = manifest::hash_file(&kept).map_err(Error::io("reading back", &kept))?;
     info!(bytes = file.bytes, sha256 = file.sha256, "the copy was read back");
     prove(content, &kept, scratch)?;
-    let portable = portable::of_sqlite(about.portable, directory, &content.data)?;
+    let portable = portable::of_sqlite(about.portable, about.recipients.clone(), directory, &content.data)?;
     let mut files: BTreeMap<_, _> = keep_rescue(directory, about.rescue.as_deref())?.into_iter().collect();
     files.extend([(DATABASE.to_owned(), file), (SCHEMA.to_owned(), keep_schema(directory, &content.schema)?)]);
     let live = fs::metadata(path).map_err(Error::io("looking at", path))?;
@@ -134,6 +148,7 @@ pub(super) fn store(
         restored_in_scratch: true,
         files,
         portable,
+        encryption: about.recipients.described(),
         sqlite: Some(SqliteFile {
             journal_mode: journal_mode.to_owned(),
             header: content.header.clone(),

@@ -153,6 +153,17 @@ impl Keys {
         self.0.is_empty()
     }
 
+    /// Refuses where none of them reads what is encrypted to these recipients.
+    pub fn try_out(&self, recipients: &Recipients) -> Result<()> {
+        let is_one = |identity: &Identity| recipients.0.contains(&identity.to_public());
+        if recipients.is_empty() || self.0.iter().any(is_one) {
+            return Ok(());
+        }
+        let to = recipients.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let why = if self.is_empty() { "no identity is given" } else { "the identity is none of theirs" };
+        Err(Error::Key { what: format!("what is encrypted to {to} could not be read again: {why}") })
+    }
+
     /// Refuses an export that they do not open, by what its manifest says.
     pub(super) fn fit(&self, place: &Place, manifest: &Manifest) -> Result<()> {
         let Some(Encryption { format, recipients }) = &manifest.encryption else { return Ok(()) };
@@ -169,7 +180,7 @@ impl Keys {
     }
 
     /// Decrypts what lies in a file of this name.
-    pub(super) fn unseal<R: Read + Send + 'static>(
+    pub(in crate::snapshot) fn unseal<R: Read + Send + 'static>(
         &self,
         (place, name): (&Place, &str),
         input: R,

@@ -14,6 +14,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
 
 use super::{
     Error, Result, hex,
@@ -85,6 +86,15 @@ pub struct Entries {
 }
 
 impl Place {
+    /// From what people write: a path, or `s3://bucket/prefix`. Must be called within the runtime, which then carries the
+    /// requests; `part_mib` lies within [`s3::PART_MIB`].
+    pub fn named(name: &Path, part_mib: u32) -> Result<Self> {
+        match name.to_str().filter(|text| text.starts_with(s3::SCHEME)) {
+            None => Ok(Self::Directory(name.to_owned())),
+            Some(url) => Ok(Self::Bucket(Prefix::new(url, part_mib, Handle::current())?)),
+        }
+    }
+
     /// As errors and results name it: a path, or `s3://bucket/prefix`.
     pub fn name(&self) -> PathBuf {
         match self {

@@ -13,6 +13,7 @@ use crate::snapshot::{
     manifest as exact,
     portable::{
         Input, Keys, Manifest, Progress,
+        encryption::SUFFIX,
         json::write_string,
         manifest::{Found, find, read_schema},
         postgres, sqlite as portable_sqlite,
@@ -106,7 +107,7 @@ fn stored(place: &Place, keys: &Keys) -> Result<Opened> {
         (Found::Portable(manifest), _) => portable(place, manifest, keys),
         (Found::Exact, Place::Directory(directory)) => snapshot(directory),
         (Found::Exact, Place::Bucket(_)) => {
-            let what = "it is an exact snapshot; copy its files into a directory, and name that";
+            let what = "it is an exact snapshot in a bucket; `memoria-operator snapshot fetch` it into a directory, and name that";
             Err(Error::NoExport { path: place.name(), what })
         }
     }
@@ -149,6 +150,11 @@ fn portable(place: &Place, manifest: Box<Manifest>, keys: &Keys) -> Result<Opene
 fn snapshot(directory: &Path) -> Result<Opened> {
     let none = || Error::NoExport { path: directory.to_owned(), what: "its manifest went away" };
     let stored = exact::read(directory)?.ok_or_else(none)?;
+    let is_sealed = |name: &String| directory.join(format!("{name}{SUFFIX}")).exists();
+    if stored.manifest.encryption.is_some() && stored.manifest.files.keys().any(is_sealed) {
+        let what = "it is an exact snapshot that is kept encrypted; `memoria-operator snapshot fetch` it into another directory, and name that";
+        return Err(Error::NoExport { path: directory.to_owned(), what });
+    }
     exact::verify_files(directory, &stored.manifest)?;
     if stored.manifest.kind == sqlite::KIND {
         let path = directory.join(DATABASE);
