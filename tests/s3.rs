@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex},
@@ -77,13 +78,18 @@ impl Drop for S3 {
 
 impl S3 {
     pub fn start() -> Self {
+        Self::start_at(IpAddr::from([127, 0, 0, 1]))
+    }
+
+    /// At an address of this machine.
+    pub fn start_at(address: IpAddr) -> Self {
         let objects = tempfile::Builder::new().prefix("mop-s3-").tempdir().unwrap();
         fs::create_dir(objects.path().join(BUCKET)).unwrap();
         let mut service = S3ServiceBuilder::new(FileSystem::new(objects.path()).unwrap());
         service.set_auth(SimpleAuth::from_single(KEY, SECRET));
         let (service, way) = (service.build(), Arc::new(Mutex::new(Way::default())));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = std::net::TcpListener::bind((address, 0)).unwrap();
         let endpoint = format!("http://{}", socket.local_addr().unwrap());
         socket.set_nonblocking(true).unwrap();
         let shared = way.clone();
@@ -147,6 +153,10 @@ impl S3 {
     pub fn parts(&self) -> usize {
         let entries = fs::read_dir(self.objects.path()).unwrap().map(|entry| entry.unwrap().file_name());
         entries.filter(|name| name.to_string_lossy().contains(".part-")).count()
+    }
+
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// Lets a program find the server.

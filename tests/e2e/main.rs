@@ -1,6 +1,7 @@
 //! The operator on a real cluster, with real Memorias. `cargo xtask test --tier cluster` starts the cluster, installs the
 //! operator by its chart, and runs these tests, three namespaces at a time.
 
+mod archive;
 mod audit;
 mod checkers;
 mod checks;
@@ -21,6 +22,8 @@ mod matrix;
 mod rehearsal;
 mod rescue;
 mod rollback;
+#[path = "../s3.rs"]
+mod s3;
 mod silence;
 mod site;
 mod sqlite;
