@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use http::{Method, StatusCode};
@@ -107,6 +108,38 @@ fn an_export_goes_to_a_bucket_and_comes_back() {
     let small = url("memoria/small");
     done(&s3, &site, &["export", &small, "--format", "json"]);
     assert_eq!(snapshot(&s3, &site, &["verify", &place, &small]).code, 0);
+}
+
+/// The most memory that a command had, in KiB, as the kernel counts it for as long as it runs.
+fn peak(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let (status, mut peak) = (format!("/proc/{}/status", child.id()), 0);
+    while child.try_wait().unwrap().is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
+        peak = line.and_then(|number| number.trim().parse().ok()).unwrap_or(peak);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    peak
+}
+
+#[test]
+fn an_upload_and_a_download_take_no_more_memory_for_more_data() {
+    let s3 = S3::start();
+    let [small, large] = [(1, "small"), (5, "large")].map(|(times, prefix)| {
+        let site = large();
+        for _ in 1..times {
+            site.execute("INSERT INTO large SELECT randomblob(1048576) FROM large LIMIT 6");
+        }
+        let place = url(prefix);
+        let up = peak(command(&s3, &site, &[["export", &place].as_slice(), &IN_PARTS].concat()));
+        (up, peak(command(&s3, &site, &["verify", "-", &place])))
+    });
+    // Five times the data, 60 MiB; four parts of 5 MiB, and the program itself, which is not optimized here.
+    println!("KiB up and down: {small:?}, {large:?}");
+    assert!(large.0 < small.0 * 5 / 4 && large.1 < small.1 * 5 / 4, "{small:?}, {large:?}");
+    assert!(large.0.max(large.1) < 96 * 1024, "{large:?}");
 }
 
 #[test]
