@@ -5,6 +5,7 @@ mod checkers;
 mod clock;
 mod cluster;
 mod demo;
+mod fuzz;
 mod images;
 mod kube;
 mod memoria;
@@ -37,6 +38,8 @@ enum Command {
     Memoria(memoria::Args),
     /// Measure the operator beside the ways that people upgrade without it
     Bench(bench::Args),
+    /// Fuzz the readers of exports and manifests
+    Fuzz(fuzz::Args),
     /// Run the tests, as CI does: quick ones first
     Test(test::Args),
 }
@@ -57,6 +60,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Bench(args) => bench::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Fuzz(args) => fuzz::run(args),
         Command::Cluster(args) => cluster::run(args),
         Command::Images(args) => images::run(args),
         Command::Memoria(args) => memoria::run(args),

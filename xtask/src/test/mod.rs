@@ -56,7 +56,7 @@ impl Tier {
 
     fn parts(self, args: &Args) -> Vec<Part> {
         match self {
-            Self::Quick => quick::parts(),
+            Self::Quick => quick::parts(args.all),
             Self::Apiserver => apiserver::parts(),
             Self::Cluster => cluster_core::parts(args.all, &args.only),
         }

@@ -8,10 +8,15 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{Done, EVERYTHING, Part, cargo, succeed, tags};
-use crate::{cluster, place};
+use crate::{cluster, fuzz, place};
 
-pub fn parts() -> Vec<Part> {
-    vec![
+/// Of its own, with other dependencies: built and linted only where it is fuzzed.
+const FUZZ: &str = "fuzz/Cargo.toml";
+/// How long each target is fuzzed.
+const FUZZED_SECONDS: u32 = 60;
+
+pub fn parts(all: bool) -> Vec<Part> {
+    let mut parts = vec![
         Part { name: "formatting", run: Box::new(formatting) },
         Part { name: "no stand-in's tag in src, charts", run: Box::new(tags::check) },
         Part { name: "clippy", run: Box::new(clippy) },
@@ -21,11 +26,25 @@ pub fn parts() -> Vec<Part> {
         Part { name: "unit and PostgreSQL tests", run: Box::new(unit_tests) },
         Part { name: "the checkers' own tests", run: Box::new(checkers) },
         Part { name: "conformance of the stand-in", run: Box::new(conformance) },
-    ]
+    ];
+    if all {
+        parts.push(Part { name: "readers of stored files, fuzzed", run: Box::new(fuzzed) });
+    }
+    parts
 }
 
 fn formatting() -> Result<Done> {
-    succeed(&mut cargo(&["fmt", "--all", "--check"])?)
+    succeed(&mut cargo(&["fmt", "--all", "--check"])?)?;
+    succeed(&mut cargo(&["fmt", "--check", "--manifest-path", FUZZ])?)
+}
+
+fn fuzzed() -> Result<Done> {
+    if !fuzz::is_installed() {
+        return Ok(Done::Left(fuzz::INSTALL));
+    }
+    let mut clippy = cargo(&["clippy", "--quiet", "--locked", "--manifest-path", FUZZ])?;
+    succeed(clippy.args(["--", "-D", "warnings"]))?;
+    fuzz::all(FUZZED_SECONDS).map(|()| Done::Passed)
 }
 
 fn clippy() -> Result<Done> {
