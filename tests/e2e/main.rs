@@ -23,6 +23,7 @@ mod rehearsal;
 mod rescue;
 mod rollback;
 #[path = "../s3.rs"]
+#[allow(clippy::unwrap_used, reason = "it is a server of tests alone")]
 mod s3;
 mod silence;
 mod site;
