@@ -295,7 +295,8 @@ async fn explain_pod(client: &Client, ns: &str, pod: &Pod, seen: &mut PodSeen) {
 
 async fn volume_warning(client: &Client, ns: &str, pod: &Pod) -> Option<Trouble> {
     let reasons = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"];
-    warning(client, ns, pod.metadata.uid.as_deref().unwrap_or_default(), &reasons).await
+    let trouble = warning(client, ns, pod.metadata.uid.as_deref().unwrap_or_default(), &reasons).await?;
+    Some(pods::with_secrets(pod, trouble))
 }
 
 /// The newest warning event about an object. Events are hints, kept for an hour at most: failing to read them is no

@@ -190,6 +190,21 @@ pub(crate) fn own_failure(pod: &Pod) -> Option<String> {
     })
 }
 
+/// The same trouble with the Secrets behind the volumes in it: of a key that is missing the kubelet does not say where.
+pub(crate) fn with_secrets(pod: &Pod, trouble: Trouble) -> Trouble {
+    let mut message = trouble.message.clone();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let Some(secret) = volume.secret.as_ref().filter(|_| trouble.message.contains(&format!("\"{}\"", volume.name)))
+        else {
+            continue;
+        };
+        let keys: Vec<_> = secret.items.iter().flatten().map(|item| item.key.as_str()).collect();
+        let name = secret.secret_name.as_deref().unwrap_or_default();
+        message.push_str(&format!("; volume {:?} is key {} of secret/{name}", volume.name, keys.join(", ")));
+    }
+    told(&trouble.reason, &message)
+}
+
 pub(crate) fn told(reason: &str, message: &str) -> Trouble {
     Trouble { reason: reason.to_owned(), message: cut(message.trim(), MAX_MESSAGE) }
 }
@@ -199,7 +214,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
-    use super::{ending_in_words, has_ended, is_being_set_up, seen, trouble};
+    use super::{ending_in_words, has_ended, is_being_set_up, seen, told, trouble, with_secrets};
 
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"nodeName": "node-a", "containers": []}, "status": status})).unwrap()
@@ -248,6 +263,23 @@ mod tests {
         let t = s.trouble.unwrap();
         assert_eq!(t.message, "container server: exit code 137 (OOMKilled): back-off 40s");
         assert!(t.is_lasting().is_some());
+    }
+
+    #[test]
+    fn a_volume_that_lacks_its_key_is_told_with_the_secret() {
+        let mut p = pod(json!({"phase": "Pending"}));
+        p.spec.as_mut().unwrap().volumes = serde_json::from_value(json!([
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "recipients", "secret": {"secretName": "snap-key", "items": [{"key": "age.pub", "path": "recipients"}]}},
+            {"name": "identity", "secret": {"secretName": "snap-key", "items": [{"key": "age.key", "path": "identity"}]}},
+        ]))
+        .unwrap();
+        let said = "MountVolume.SetUp failed for volume \"identity\" : references non-existent secret key: age.key";
+        let t = with_secrets(&p, told("FailedMount", said));
+        assert_eq!(t.reason, "FailedMount");
+        assert_eq!(t.message, format!("{said}; volume \"identity\" is key age.key of secret/snap-key"));
+        let other = told("FailedMount", "MountVolume.SetUp failed for volume \"tmp\" : no space left on device");
+        assert_eq!(with_secrets(&p, other.clone()), other);
     }
 
     #[test]
