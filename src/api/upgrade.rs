@@ -238,10 +238,29 @@ pub struct DatabaseIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedStorage {
-    /// The claim whose volume keeps them.
-    pub claim_name: String,
-    /// Directory below the volume's root: `<release>-<first 8 of its UID>/<run or attempt>`.
+    /// The claim whose volume keeps them; absent where a bucket does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_name: Option<String>,
+    /// The bucket and prefix that keep them, `s3://bucket/prefix`; absent where a claim does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Directory below the volume's root or the prefix: `<release>-<first 8 of its UID>/<run or attempt>`.
     pub directory: String,
+    /// Whether all that holds values of rows is encrypted by age.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
+}
+
+/// The storage's place for people: `claim memoria-snapshots` or `s3://bucket/prefix`, and whether a key is needed to read
+/// what lies there.
+impl std::fmt::Display for PlannedStorage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.url, &self.claim_name) {
+            (Some(url), _) => write!(f, "{url}")?,
+            (None, claim) => write!(f, "claim {}", claim.as_deref().unwrap_or_default())?,
+        }
+        f.write_str(if self.encrypted { " (encrypted by age)" } else { "" })
+    }
 }
 
 /// A Job as it will be created.
@@ -459,10 +478,17 @@ pub enum Category {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotRecord {
-    /// The claim whose volume keeps it.
-    pub claim_name: String,
-    /// Directory below the volume's root.
+    /// The claim whose volume keeps it; absent where a bucket does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_name: Option<String>,
+    /// The bucket and prefix that keep it, `s3://bucket/prefix`; absent where a claim does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Directory below the volume's root or the prefix.
     pub directory: String,
+    /// Whether all of it that holds values of rows is encrypted by age.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// Size of all files, in bytes.
     pub bytes: i64,
     /// How many tables it holds.

@@ -151,7 +151,7 @@ pub async fn adopt(client: &Client, ns: &str, release: &MemoriaRelease) -> Resul
         try_join_all(spec.targets.iter().map(|t| read(client, ns, &t.workload_ref))),
         try_join_all(spec.ingestion.workers.iter().map(|w| worker::read(client, ns, w))),
         read_flag(client, ns, release),
-        data::storage(client, ns, &storage),
+        data::storage(client, ns, storage.as_deref()),
         settings::find(client, ns, release),
     )?;
     let all = releases.items;

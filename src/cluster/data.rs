@@ -115,8 +115,13 @@ pub(super) async fn read(
     Ok(ServerData { mounts, node, strangers })
 }
 
-/// Where the claim for snapshots is bound to.
-pub(super) async fn storage(client: &Client, ns: &str, name: &str) -> Result<Option<StorageFound>, ClusterError> {
+/// Where the claim for snapshots is bound to, if they are kept on one.
+pub(super) async fn storage(
+    client: &Client,
+    ns: &str,
+    name: Option<&str>,
+) -> Result<Option<StorageFound>, ClusterError> {
+    let Some(name) = name else { return Ok(None) };
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
     let Some(claim) = bounded("read", format!("persistentvolumeclaim/{name}"), api.get_opt(name)).await? else {
         return Ok(None);

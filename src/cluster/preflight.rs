@@ -145,14 +145,14 @@ pub async fn dry_run(
         let answer = settings::dry_run(client, ns, plan, attempt).await;
         judged(ns, "admit-config".to_owned(), "both writes of the settings would be admitted", answer)
     });
-    let claim = async {
-        let answer = usable_claim(client, ns, release, plan).await;
+    let claim = plan.storage.claim_name.iter().map(async |name| {
+        let answer = usable_claim(client, ns, release, name).await;
         judged(ns, "snapshot-claim".to_owned(), "the claim for snapshots exists", answer)
-    };
+    });
     // Nothing is written, so that nothing waits for anything.
     let (jobs, targets, workers, config, claim) =
-        futures::join!(join_all(jobs), join_all(targets), join_all(workers), join_all(config), claim);
-    jobs.into_iter().chain(targets).chain(workers).chain(config).chain([claim]).collect()
+        futures::join!(join_all(jobs), join_all(targets), join_all(workers), join_all(config), join_all(claim));
+    jobs.into_iter().chain(targets).chain(workers).chain(config).chain(claim).collect()
 }
 
 fn judged(ns: &str, name: String, passed: &str, answer: Result<(), ClusterError>) -> CheckResult {
@@ -247,13 +247,7 @@ where
     bounded("create", format!("{kind}/{name}"), api.create(&params, wanted)).await.map(drop)
 }
 
-async fn usable_claim(
-    client: &Client,
-    ns: &str,
-    release: &MemoriaRelease,
-    plan: &MemoriaUpgradeSpec,
-) -> Result<(), ClusterError> {
-    let name = &plan.storage.claim_name;
+async fn usable_claim(client: &Client, ns: &str, release: &MemoriaRelease, name: &str) -> Result<(), ClusterError> {
     let object = format!("persistentvolumeclaim/{name}");
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), ns);
     let Some(claim) = bounded("read", &object, api.get_opt(name)).await? else {

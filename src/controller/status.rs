@@ -381,8 +381,8 @@ fn halted(upgrade: &MemoriaUpgrade, message: &str) -> (String, String) {
     let namespace = upgrade.namespace().unwrap_or_default();
     let snapshot = journal.snapshot.as_ref().map(|snapshot| {
         format!(
-            "the snapshot is whole in claim {}, directory {} (manifest sha256 {})",
-            snapshot.claim_name,
+            "the snapshot is whole in {}, directory {} (manifest sha256 {})",
+            upgrade.spec.storage,
             snapshot.directory,
             snapshot.manifest_sha256.get(..12).unwrap_or_default()
         )

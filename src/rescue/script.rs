@@ -184,10 +184,10 @@ impl<'a> Script<'a> {
                 state.attempt, state.release, state.namespace, state.to, state.from
             ),
             format!(
-                "Printed by memoria-operator {} from {} on claim {}, manifest SHA-256 {}.",
+                "Printed by memoria-operator {} from {} in {}, manifest SHA-256 {}.",
                 env!("CARGO_PKG_VERSION"),
                 state.storage.directory,
-                state.storage.claim_name,
+                state.storage,
                 found.stored.sha256
             ),
             "It needs kubectl with the rights of the namespace's administrator, and neither the operator nor its objects."
@@ -468,8 +468,8 @@ impl<'a> Script<'a> {
             }
         }
         let text = format!(
-            "done: {} runs again. The snapshot and what else lies beside it stay in {} on claim {}",
-            self.state.from, self.state.storage.directory, self.state.storage.claim_name
+            "done: {} runs again. The snapshot and what else lies beside it stay in {} in {}",
+            self.state.from, self.state.storage.directory, self.state.storage
         );
         self.line(format_args!("say {}", word(&text)));
     }

@@ -344,7 +344,9 @@ impl Driver<'_> {
             Some(Facts::Snapshot(facts)) => {
                 journal.snapshot = Some(SnapshotRecord {
                     claim_name: self.plan.storage.claim_name.clone(),
+                    url: self.plan.storage.url.clone(),
                     directory: self.plan.storage.directory.clone(),
+                    encrypted: self.plan.storage.encrypted,
                     bytes: facts.bytes,
                     tables: facts.tables,
                     rows: facts.rows,

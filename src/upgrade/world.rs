@@ -208,7 +208,12 @@ impl World {
                 },
                 bytes: 1,
             },
-            storage: PlannedStorage { claim_name: "memoria-snapshots".into(), directory: "d".into() },
+            storage: PlannedStorage {
+                claim_name: Some("memoria-snapshots".into()),
+                url: None,
+                directory: "d".into(),
+                encrypted: false,
+            },
             migrations: vec!["add_consents".into()],
             config: None,
             timeouts: Timeouts::default(),

@@ -81,6 +81,11 @@ fn one_check(fields: Value) -> Value {
     json!([check])
 }
 
+/// Snapshots in a bucket.
+fn bucket(url: &str, endpoint: Value) -> Value {
+    json!({"storage": {"objectStore": {"url": url, "endpoint": endpoint}}})
+}
+
 fn target(name: &str, workload: &str, container: Option<&str>) -> Value {
     let mut target = json!({"name": name, "role": "Other", "workloadRef": {"kind": "Deployment", "name": workload}});
     if let Some(container) = container {
@@ -337,6 +342,23 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         )
         .await,
         tried(
+            "set exactly one of persistentVolumeClaim and objectStore",
+            release(),
+            &[("spec.snapshot", json!({"storage": {}}))],
+            &[("spec.snapshot", json!({"storage": {"persistentVolumeClaim": {"claimName": "c"}}}))],
+        )
+        .await,
+        tried(
+            "set exactly one of persistentVolumeClaim and objectStore",
+            release(),
+            &[(
+                "spec.snapshot",
+                json!({"storage": {"persistentVolumeClaim": {"claimName": "c"}, "objectStore": {"url": "s3://backups"}}}),
+            )],
+            &[("spec.snapshot", bucket("s3://backups", Value::Null))],
+        )
+        .await,
+        tried(
             "names goes with mode: Named, and only with it",
             release(),
             &[("spec.migrations", json!({"names": ["add_consents"]}))],
@@ -362,6 +384,29 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         let message = "a limit below 30s fails every upgrade; write at least 30s";
         let limit = |value: &str| [("spec.timeouts", json!({part: value}))];
         seen.insert(tried(message, release(), &limit("29s"), &limit("1h30s")).await);
+    }
+    for wrong in [
+        "https://backups.s3.amazonaws.com/m",
+        "s3://",
+        "s3://b/m",
+        "s3://Backups/m",
+        "s3://key:secret@backups/m",
+        "s3://backups//m",
+        "s3://backups/../m",
+        "s3://backups/$(HOME)",
+        "s3://backups/m?versionId=1",
+    ] {
+        let message = "write s3://bucket/prefix: a bucket's name has 3 to 63 of a-z, 0-9, dots and hyphens; parts of the prefix have letters, digits and ._=+- and do not begin with a dot";
+        let edit = |url: &str| [("spec.snapshot", bucket(url, Value::Null))];
+        seen.insert(tried(message, release(), &edit(wrong), &edit("s3://my.backups-1/memoria/eu_1.a=b/")).await);
+    }
+    for wrong in ["minio:9000", "ftp://minio", "https://me:secret@minio", "http://$(HOST)", "https://minio/?a=b"] {
+        let message =
+            "write scheme, host and port, e.g. https://minio.example:9000; credentials come from credentialsSecretRef";
+        let edit = |endpoint: &str| [("spec.snapshot", bucket("s3://backups", json!(endpoint)))];
+        for right in ["http://minio.storage:9000", "https://[2001:db8::1]:9000/s3"] {
+            seen.insert(tried(message, release(), &edit(wrong), &edit(right)).await);
+        }
     }
     seen.extend(immutable().await);
 

@@ -8,7 +8,7 @@ use memoria_operator::{
     api::{
         GoDuration, MemoriaRelease, MemoriaUpgrade, marks,
         release::Verdict,
-        upgrade::{MigrationState, Outcome as Ended, PhaseState},
+        upgrade::{MigrationState, Outcome as Ended, PhaseState, SnapshotRecord},
     },
     upgrade::{phase::FORWARD, preflight::digest_plan},
 };
@@ -227,20 +227,20 @@ async fn jobs_are_armed(site: &Site, attempt: &MemoriaUpgrade) -> Outcome {
 /// The manifest in storage is the one whose hash the journal keeps.
 async fn manifest_is_the_journals(site: &Site, attempt: &MemoriaUpgrade) -> Outcome {
     let snapshot = attempt.status.as_ref().and_then(|journal| journal.snapshot.as_ref()).context("a snapshot")?;
-    let manifest = stored(site, &snapshot.claim_name, &format!("{}/manifest.json", snapshot.directory)).await?;
+    let manifest = stored(site, snapshot, "manifest.json").await?;
     let digest: String = Sha256::digest(&manifest).iter().map(|byte| format!("{byte:02x}")).collect();
     ensure!(digest == snapshot.manifest_sha256, "the manifest in storage hashes to {digest}");
     let exported = snapshot.portable_directory.as_ref().context("a portable export")?;
-    let exported =
-        stored(site, &snapshot.claim_name, &format!("{}/{exported}/manifest.json", snapshot.directory)).await?;
+    let exported = stored(site, snapshot, &format!("{exported}/manifest.json")).await?;
     let exported: Value = serde_json::from_slice(&exported)?;
     ensure!(exported["dataDigest"] == snapshot.data_digest.as_str(), "the export holds {}", exported["dataDigest"]);
     Ok(())
 }
 
-/// A file of a claim, read on the node that holds its volume.
-pub async fn stored(site: &Site, claim: &str, file: &str) -> Result<Vec<u8>> {
-    let path = site.volume(claim).await?.join(file);
+/// A file of a snapshot that is kept on a claim, read on the node that holds its volume.
+pub async fn stored(site: &Site, snapshot: &SnapshotRecord, file: &str) -> Result<Vec<u8>> {
+    let claim = snapshot.claim_name.as_deref().context("the snapshot is on no claim")?;
+    let path = site.volume(claim).await?.join(&snapshot.directory).join(file);
     std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 

@@ -131,7 +131,7 @@ async fn where_a_person_shall_decide_writers_stay_stopped_until_the_next_command
         writers_are_stopped(site).await?;
         // One copy is the snapshot, whole; the other the database as the failure left it, readable.
         let snapshot = journal.snapshot.as_ref().context("a snapshot")?;
-        stored(site, &snapshot.claim_name, &format!("{}/manifest.json", snapshot.directory)).await?;
+        stored(site, snapshot, "manifest.json").await?;
         ensure!(
             Captured::now(site).await?.has_the_data_of(&before).await.is_err(),
             "the half-run migration left no trace; the test is void"
@@ -248,7 +248,7 @@ pub async fn journal(site: &Site) -> Result<MemoriaUpgradeStatus> {
 async fn evidence_is_stored(site: &Site, journal: &MemoriaUpgradeStatus) -> Outcome {
     let snapshot = journal.snapshot.as_ref().context("a snapshot")?;
     for file in ["failed/manifest.json", "failed/evidence-restore.json"] {
-        stored(site, &snapshot.claim_name, &format!("{}/{file}", snapshot.directory)).await?;
+        stored(site, snapshot, file).await?;
     }
     ensure!(site.release().await?.spec.version != FROM, "the spec was changed by the operator");
     Ok(())

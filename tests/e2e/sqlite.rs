@@ -128,7 +128,7 @@ async fn where_a_person_shall_decide_the_file_is_kept_as_it_is_until_the_next_co
         writers_are_stopped(site).await?;
         // One copy is the snapshot, whole; the other the file as the failure left it, readable.
         let snapshot = journal.snapshot.as_ref().context("a snapshot")?;
-        stored(site, &snapshot.claim_name, &format!("{}/manifest.json", snapshot.directory)).await?;
+        stored(site, snapshot, "manifest.json").await?;
         let after = Captured::now(site).await?;
         ensure!(
             after.has_the_data_of(&before).await.is_err(),

@@ -16,7 +16,7 @@ use memoria_operator::{
     },
     cluster::{adopt, adopt::CheckTemplate, preflight},
     job::{
-        manifest::{JobContext, PodShape, check_step, from_template},
+        manifest::{JobContext, PodShape, Storage, check_step, from_template},
         protocol::{Facts, JobInput, RetentionOrder},
     },
     upgrade::{Action, seen::JobState},
@@ -60,7 +60,8 @@ fn context(world: &World) -> JobContext {
         tools_image: None,
         shape: PodShape::default(),
         cli: Vec::new(),
-        storage_claim: None,
+        storage: Storage::Nowhere,
+        encryption: None,
         storage_directory: String::new(),
         portable: false,
         retention: RetentionOrder { release_uid: String::new(), keep_last: 1, needed: Vec::new() },

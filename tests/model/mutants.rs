@@ -114,7 +114,9 @@ pub fn decide(
     match mutant {
         Mutant::SnapshotClaimed if pass(&mut journal, "SnapshotExport") => {
             journal.snapshot = Some(SnapshotRecord {
-                claim_name: "snapshots".into(),
+                claim_name: Some("snapshots".into()),
+                url: None,
+                encrypted: false,
                 directory: "d".into(),
                 bytes: 1,
                 tables: 1,

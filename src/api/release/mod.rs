@@ -3,6 +3,7 @@
 
 mod check;
 mod settings;
+mod snapshot;
 mod status;
 mod worker;
 
@@ -13,7 +14,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::{check::*, settings::*, status::*, worker::*};
+pub use self::{check::*, settings::*, snapshot::*, status::*, worker::*};
 use super::{GoDuration, schema};
 
 /// What a person wants of one Memoria installation.
@@ -288,86 +289,6 @@ fn flag_on() -> String {
 
 fn flag_off() -> String {
     "false".to_owned()
-}
-
-/// Where the snapshot is kept.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Snapshot {
-    /// Default: a claim `<release>-snapshots` that the operator makes, of the default storage class.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub storage: Option<Storage>,
-    /// Free space that the storage must have, as a multiple of the database's size, from 2 to 20.
-    #[serde(default = "capacity_factor")]
-    #[schemars(range(min = 2, max = 20))]
-    pub capacity_factor: i32,
-    /// Whether the database of that moment is also kept as a portable export: Memoria's own NDJSON, which its
-    /// `import-data` reads, with every table and a manifest that proves it. The way back does not need it; writers wait a
-    /// little longer for it. Default: true.
-    #[serde(default = "yes")]
-    pub portable: bool,
-    /// Which snapshots stay on the volume.
-    #[serde(default)]
-    pub retention: Retention,
-}
-
-/// Which snapshots stay on the volume. The others go when a pre-flight begins, and with each what was kept beside it: its
-/// export, the failed state, rows that were set aside.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Retention {
-    /// So many of the newest whole ones, from 1 to 1000. Those of attempts that are open, halted, unverified, or whose way
-    /// back failed stay in any case. Default: 3.
-    #[serde(default = "keep_last")]
-    #[schemars(range(min = 1, max = 1000))]
-    pub keep_last: i32,
-}
-
-const fn keep_last() -> i32 {
-    3
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self { keep_last: keep_last() }
-    }
-}
-
-const fn capacity_factor() -> i32 {
-    3
-}
-
-impl Default for Snapshot {
-    fn default() -> Self {
-        Self { storage: None, capacity_factor: capacity_factor(), portable: true, retention: Retention::default() }
-    }
-}
-
-impl Snapshot {
-    /// The claim for snapshots of the release of that name.
-    pub fn claim_name(&self, release: &str) -> String {
-        match &self.storage {
-            Some(storage) => storage.persistent_volume_claim.claim_name.clone(),
-            None => format!("{release}-snapshots"),
-        }
-    }
-}
-
-/// A place for snapshots.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Storage {
-    /// A claim whose volume keeps the snapshots. The operator never deletes it.
-    pub persistent_volume_claim: ClaimRef,
-}
-
-/// A PersistentVolumeClaim in the release's namespace.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClaimRef {
-    /// The claim's `metadata.name`. Example: `memoria-snapshots`.
-    #[schemars(length(min = 1, max = 253))]
-    pub claim_name: String,
 }
 
 /// Which migrations run.

@@ -1,18 +1,16 @@
 //! The Job that makes the checks of one stage.
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{EnvVar, EnvVarSource, SecretKeySelector},
-};
+use k8s_openapi::api::batch::v1::Job;
 
 use super::{
     JobContext, RenderError, ours,
     pod::{ContainerExt as _, Draft, MAIN},
     task,
     template::TO_BEGIN_SECONDS,
+    vault::from_secret,
 };
 use crate::{
-    api::release::{Check, KeyRef, Stage},
+    api::release::{Check, Stage},
     job::protocol::{CHECK_URL_ENV_PREFIX, CheckOrder, CheckSource, HEADER_ENV_PREFIX, JobOrder, OrderedCheck},
 };
 
@@ -95,12 +93,6 @@ pub fn checks(ctx: &JobContext, step: CheckStep, checks: &[Ordered<'_>]) -> Resu
 pub fn longest(check: &Check) -> u64 {
     let to_begin = check.job.as_ref().map_or(0, |_| TO_BEGIN_SECONDS);
     check.within.as_secs() + check.draining.map_or(0, |more| more.as_secs()) + to_begin
-}
-
-fn from_secret(name: String, key: &KeyRef) -> EnvVar {
-    let reference = SecretKeySelector { name: key.name.clone(), key: key.key.clone(), optional: None };
-    let source = EnvVarSource { secret_key_ref: Some(reference), ..EnvVarSource::default() };
-    EnvVar { name, value: None, value_from: Some(source) }
 }
 
 fn ordered_check(ordered: &Ordered<'_>) -> OrderedCheck {

@@ -13,6 +13,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod url_source;
+mod vault;
 
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -29,6 +30,7 @@ pub use self::{
     pod::{GUARD, INSTALL, MAIN, OWN_MOUNTS},
     shape::{PodShape, Security, ShapeError, UrlError, UrlSeen},
     template::{check_of, check_step, from_template},
+    vault::Storage,
 };
 use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
@@ -36,7 +38,7 @@ use super::protocol::{
 };
 use crate::{
     api::{
-        release::{Rollback, Timeouts},
+        release::{Encryption, Rollback, Timeouts},
         upgrade::{DatabaseIdentity, Engine},
     },
     rescue::RescueState,
@@ -69,13 +71,15 @@ pub struct JobContext {
     pub shape: PodShape,
     /// How Memoria's command line is called.
     pub cli: Vec<String>,
-    /// The claim of the snapshot storage. Absent in Plan mode: an emptyDir takes its place.
-    pub storage_claim: Option<String>,
-    /// Directory of this attempt or run, below the volume's root.
+    /// Where snapshots are kept.
+    pub storage: Storage,
+    /// Whose keys encrypt what is kept there; absent where nothing is encrypted.
+    pub encryption: Option<Encryption>,
+    /// Directory of this attempt or run, below the storage's root.
     pub storage_directory: String,
     /// Whether the snapshot is kept as a portable export, too.
     pub portable: bool,
-    /// Which older snapshots stay on the volume.
+    /// Which older snapshots stay in the storage.
     pub retention: RetentionOrder,
     pub timeouts: Timeouts,
     /// The database that Inspect found; absent before it.
@@ -122,7 +126,8 @@ impl RenderError {
     }
 }
 
-/// PreFlight, operator image: what database is it, and what about it cannot be handled?
+/// PreFlight, operator image: what database is it, and what about it cannot be handled? The keys of the storage are mounted
+/// here only to be missed in time: the first Job that needs them runs when writers are stopped.
 ///
 /// # Errors
 /// [`RenderError`]
@@ -132,7 +137,8 @@ pub fn inspect(ctx: &JobContext, rollback: &Rollback) -> Result<Job, RenderError
     let limit_seconds = ctx.timeouts.pre_flight.as_secs();
     let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Inspect(InspectOrder { database, carry_forward }))?
         .envs(&ctx.shape.database_env)
-        .data(ctx);
+        .data(ctx)
+        .keys(ctx);
     Draft { step: "inspect", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
 }
 
@@ -182,11 +188,11 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
         needed_bytes,
         limit_seconds,
         engine: ctx.engine,
-        retention: ctx.storage_claim.is_some().then(|| ctx.retention.clone()),
+        retention: ctx.storage.is_kept().then(|| ctx.retention.clone()),
     };
     let guard = ours(ctx, GUARD, tools(ctx, "reference")?, &JobOrder::Reference(order))?;
     let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;
-    let init = vec![install(ctx), guard.sidecar().shared().scratch().storage()];
+    let init = vec![install(ctx), guard.sidecar().shared().scratch().storage(ctx)];
     Draft { step: "reference", init, main, limit_seconds, precious: false }.into_job(ctx)
 }
 
@@ -215,7 +221,7 @@ pub fn rehearsal(
         from_version: ctx.from_version.clone(),
         operator_version: ctx.operator_version.clone(),
         portable: ctx.portable,
-        reference_directory: ctx.storage_claim.is_some().then(|| ctx.storage_directory.clone()),
+        reference_directory: ctx.storage.is_kept().then(|| ctx.storage_directory.clone()),
         needed_bytes: database_bytes.saturating_mul(REHEARSAL_FACTOR).saturating_add(REHEARSAL_BYTES),
         limit_seconds,
         until,
@@ -226,7 +232,7 @@ pub fn rehearsal(
         .sidecar()
         .shared()
         .scratch()
-        .storage();
+        .storage(ctx);
     let main = runner(ctx, server_image, Of::Memoria, "rehearse", &order)?;
     let init = vec![install(ctx), guard];
     Draft { step: "rehearsal", init, main, limit_seconds: whole, precious: false }.into_job(ctx)
@@ -270,7 +276,8 @@ pub fn snapshot_with(ctx: &JobContext, rescue: Option<Box<RescueState>>) -> Resu
         .envs(&ctx.shape.database_env)
         .data(ctx)
         .scratch()
-        .storage();
+        .storage(ctx)
+        .keys(ctx);
     let limit_seconds = ctx.timeouts.snapshot.as_secs();
     Draft { step: "snapshot", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
 }
@@ -307,7 +314,7 @@ pub fn migrate(
         .sidecar()
         .shared()
         .scratch()
-        .storage();
+        .storage(ctx);
     let main = runner(ctx, server_image, Of::Memoria, "migrate", &order)?.envs(&ctx.shape.database_env).data(ctx);
     let limit_seconds = limit_seconds + go_seconds + VERDICT_SECONDS;
     Draft { step: "migrate", init: vec![install(ctx), guard], main, limit_seconds, precious: true }.into_job(ctx)
@@ -325,7 +332,8 @@ pub fn baseline(ctx: &JobContext) -> Result<Job, RenderError> {
         .envs(&ctx.shape.database_env)
         .data(ctx)
         .scratch()
-        .storage();
+        .storage(ctx)
+        .keys(ctx);
     Draft { step: "baseline", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
 }
 
@@ -349,7 +357,8 @@ pub fn restore(ctx: &JobContext, step: &'static str, rollback: &Rollback) -> Res
         .envs(&ctx.shape.database_env)
         .data(ctx)
         .scratch()
-        .storage();
+        .storage(ctx)
+        .keys(ctx);
     Draft { step, init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
 }
 

@@ -5,7 +5,11 @@ use k8s_openapi::api::core::v1::{
     Affinity, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, VolumeMount,
 };
 
-use super::{JobContext, pod::STORAGE};
+use super::{
+    JobContext,
+    pod::STORAGE,
+    vault::{self, VAULT},
+};
 use crate::job::protocol::DataVolume;
 
 /// A volume of the Server, as its container mounts it.
@@ -30,8 +34,14 @@ pub(super) fn mounts(ctx: &JobContext) -> impl Iterator<Item = VolumeMount> {
     })
 }
 
-/// The claim behind a mount of that name.
+/// The claim behind a mount of that name: the Server's data, or the storage of snapshots.
 pub(super) fn claim(ctx: &JobContext, name: &str) -> Option<String> {
+    if name == STORAGE.0 {
+        return vault::workplace(ctx);
+    }
+    if name == VAULT.0 {
+        return vault::claim(ctx);
+    }
     let at: usize = name.strip_prefix(DATA_VOLUME)?.parse().ok()?;
     ctx.data.get(at).map(|mount| mount.volume.claim_name.clone())
 }
@@ -39,7 +49,7 @@ pub(super) fn claim(ctx: &JobContext, name: &str) -> Option<String> {
 /// Binds a pod that mounts data or snapshots to the nodes that reach them: the first pod to mount a fresh claim decides
 /// where its volume is made.
 pub(super) fn affinity<'a>(ctx: &JobContext, mut containers: impl Iterator<Item = &'a Container>) -> Option<Affinity> {
-    let bound = |mount: &VolumeMount| mount.name == STORAGE.0 || claim(ctx, &mount.name).is_some();
+    let bound = |mount: &VolumeMount| claim(ctx, &mount.name).is_some();
     let binds = containers.any(|container| container.volume_mounts.iter().flatten().any(bound));
     let required = ctx.nodes.clone().filter(|_| binds)?;
     Some(Affinity {

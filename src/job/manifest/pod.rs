@@ -14,10 +14,10 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::{JobContext, RenderError, job_name, place, shape::Security};
+use super::{JobContext, RenderError, job_name, place, shape::Security, vault};
 use crate::{
     api::marks::{ATTEMPT_LABEL, RELEASE_LABEL, STEP_LABEL},
-    job::protocol::{SCRATCH_MOUNT, SHARED_MOUNT, STORAGE_MOUNT},
+    job::protocol::{KEYS_MOUNT, SCRATCH_MOUNT, SHARED_MOUNT, STORAGE_MOUNT, VAULT_MOUNT},
 };
 
 /// The container whose termination message is the Job's answer.
@@ -30,7 +30,7 @@ pub const INSTALL: &str = "install";
 const NOBODY: i64 = 65532;
 
 /// Where Jobs mount what is their own. A claim of the Server at one of these places cannot be mounted beside it.
-pub const OWN_MOUNTS: [&str; 4] = [TMP.1, SHARED_MOUNT, SCRATCH_MOUNT, STORAGE_MOUNT];
+pub const OWN_MOUNTS: [&str; 6] = [TMP.1, SHARED_MOUNT, SCRATCH_MOUNT, STORAGE_MOUNT, VAULT_MOUNT, KEYS_MOUNT];
 
 const TMP: (&str, &str) = ("tmp", "/tmp");
 const SHARED: (&str, &str) = ("shared", SHARED_MOUNT);
@@ -160,7 +160,11 @@ pub(super) trait ContainerExt {
     fn envs(self, entries: &[EnvVar]) -> Self;
     fn shared(self) -> Self;
     fn scratch(self) -> Self;
-    fn storage(self) -> Self;
+    /// The storage of snapshots, and how to reach it where it is a vault.
+    fn storage(self, ctx: &JobContext) -> Self;
+    /// The keys of the vault, where it has some.
+    fn keys(self, ctx: &JobContext) -> Self;
+    fn mounted(self, volume: (&str, &str)) -> Self;
     /// The Server's claims, where the Server has them.
     fn data(self, ctx: &JobContext) -> Self;
     /// Keeps running beside the main container and is ended when that is done.
@@ -180,18 +184,24 @@ impl ContainerExt for Container {
         self
     }
 
-    fn shared(mut self) -> Self {
-        self.volume_mounts.get_or_insert_default().push(mount(SHARED));
-        self
+    fn shared(self) -> Self {
+        self.mounted(SHARED)
     }
 
-    fn scratch(mut self) -> Self {
-        self.volume_mounts.get_or_insert_default().push(mount(SCRATCH));
-        self
+    fn scratch(self) -> Self {
+        self.mounted(SCRATCH)
     }
 
-    fn storage(mut self) -> Self {
-        self.volume_mounts.get_or_insert_default().push(mount(STORAGE));
+    fn storage(self, ctx: &JobContext) -> Self {
+        vault::reach(self.mounted(STORAGE), ctx)
+    }
+
+    fn keys(self, ctx: &JobContext) -> Self {
+        vault::keys(self, ctx)
+    }
+
+    fn mounted(mut self, volume: (&str, &str)) -> Self {
+        self.volume_mounts.get_or_insert_default().push(mount(volume));
         self
     }
 
@@ -218,7 +228,11 @@ fn volumes<'a>(ctx: &JobContext, containers: impl Iterator<Item = &'a Container>
         if volumes.iter().any(|v| v.name == mount.name) {
             continue;
         }
-        let claim = if mount.name == STORAGE.0 { ctx.storage_claim.clone() } else { place::claim(ctx, &mount.name) };
+        if let Some(key) = vault::key_volume(ctx, &mount.name) {
+            volumes.push(key);
+            continue;
+        }
+        let claim = place::claim(ctx, &mount.name);
         volumes.push(Volume {
             name: mount.name.clone(),
             empty_dir: claim.is_none().then(EmptyDirVolumeSource::default),

@@ -10,18 +10,21 @@ use memoria_runner::order::{ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 use serde_json::{Value, json};
 
 use super::{
-    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, UrlSeen, baseline,
-    bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, rehearsal, restore,
-    snapshot, template_hash, with_input,
+    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, Storage, UrlSeen,
+    baseline, bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, rehearsal,
+    restore, snapshot, template_hash, with_input,
 };
 use crate::{
     api::{
         marks::TEMPLATE_HASH_ANNOTATION,
-        release::{Check, Jobs, KeyRef, Rollback, SecurityContextMode, Timeouts, UrlFrom},
+        release::{
+            Check, Encryption, Jobs, KeyRef, ObjectStore, Rollback, SecurityContextMode, Snapshot, Timeouts, UrlFrom,
+        },
         upgrade::{DatabaseIdentity, Engine},
     },
     job::protocol::{
-        DATABASE_URL_ENV, DataVolume, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV, RetentionOrder,
+        DATABASE_URL_ENV, DataVolume, IDENTITY_FILE_ENV, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV,
+        RECIPIENTS_FILE_ENV, RetentionOrder, VAULT_ENV,
     },
 };
 
@@ -71,7 +74,8 @@ fn context() -> JobContext {
         tools_image: Some("registry.arca.run/memoria-operator-tools@sha256:33".to_owned()),
         shape: shape(&server_template(), SecurityContextMode::Restricted).unwrap(),
         cli: ["python", "-m", "memoria.cli"].map(str::to_owned).to_vec(),
-        storage_claim: Some("memoria-snapshots".to_owned()),
+        storage: Storage::Claim("memoria-snapshots".to_owned()),
+        encryption: None,
         storage_directory: "memoria-0c9e4a1e/memoria-7".to_owned(),
         portable: true,
         retention: RetentionOrder {
@@ -116,6 +120,29 @@ fn on_sqlite() -> JobContext {
         nodes: Some(node_named("node-a")),
         ..context()
     }
+}
+
+fn encryption() -> Option<Encryption> {
+    serde_json::from_value(json!({
+        "recipientsFrom": {"secretKeyRef": {"name": "snap-key", "key": "age.pub"}},
+        "identityFrom": {"secretKeyRef": {"name": "snap-secret", "key": "age.key"}},
+    }))
+    .unwrap()
+}
+
+/// Snapshots in a bucket, encrypted.
+fn in_a_bucket() -> JobContext {
+    let bucket: ObjectStore = serde_json::from_value(json!({
+        "url": "s3://backups/memoria/", "region": "eu-south-1", "endpoint": "https://minio.example:9000",
+        "credentialsSecretRef": {"name": "s3"},
+    }))
+    .unwrap();
+    JobContext { storage: Storage::Bucket(bucket), encryption: encryption(), ..context() }
+}
+
+/// Snapshots on a claim, encrypted.
+fn on_an_encrypted_claim() -> JobContext {
+    JobContext { encryption: encryption(), ..context() }
 }
 
 fn a_check() -> Check {
@@ -190,6 +217,100 @@ fn each_job_on_a_file_is_rendered_as_it_was() {
 }
 
 #[test]
+fn each_job_with_a_vault_is_rendered_as_it_was() {
+    let migrations = ["add_memory_provenance".to_owned()];
+    for (place, ctx) in [("bucket", in_a_bucket()), ("encrypted", on_an_encrypted_claim())] {
+        insta::assert_json_snapshot!(format!("{place}-inspect"), inspect(&ctx, &Rollback::default()).unwrap());
+        insta::assert_json_snapshot!(format!("{place}-reference"), reference(&ctx, SERVER, 1 << 30).unwrap());
+        insta::assert_json_snapshot!(format!("{place}-snapshot"), snapshot(&ctx).unwrap());
+        insta::assert_json_snapshot!(format!("{place}-migrate"), migrate(&ctx, SERVER, &migrations, "run-3").unwrap());
+        insta::assert_json_snapshot!(
+            format!("{place}-restore"),
+            restore(&ctx, "restore", &Rollback::default()).unwrap()
+        );
+    }
+}
+
+/// The names of the containers of a Job of which that is so.
+fn named(job: &Job, is: impl Fn(&Container) -> bool) -> BTreeSet<String> {
+    containers(job).filter(|c| is(c)).map(|c| c.name.clone()).collect()
+}
+
+#[test]
+fn only_our_containers_that_need_it_reach_the_vault_and_only_those_that_need_them_read_its_keys() {
+    for (ctx, vault) in [(in_a_bucket(), "s3://backups/memoria"), (on_an_encrypted_claim(), "/vault")] {
+        for (step, job) in all(&ctx) {
+            let mounts = |c: &Container, names: &[&str]| {
+                c.volume_mounts.iter().flatten().any(|mount| names.contains(&mount.name.as_str()))
+            };
+            let has_env = |c: &Container, prefix: &str| c.env.iter().flatten().any(|e| e.name.starts_with(prefix));
+            let reaching = named(&job, |c| {
+                mounts(c, &["snapshots", "vault"]) || env(c, VAULT_ENV).is_some() || has_env(c, "AWS_")
+            });
+            let reading = named(&job, |c| {
+                let variables = [RECIPIENTS_FILE_ENV, IDENTITY_FILE_ENV];
+                mounts(c, &["recipients", "identity"]) || variables.iter().any(|name| env(c, name).is_some())
+            });
+            let (reaches, reads): (&[&str], &[&str]) = match step {
+                "snapshot" | "baseline" | "restore" => (&["main"], &["main"]),
+                "reference" | "rehearsal" | "migrate" => (&["guard"], &[]),
+                // Only so that keys that are missing are missed before anything is stopped.
+                "inspect" => (&[], &["main"]),
+                _ => (&[], &[]),
+            };
+            let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+            assert_eq!((reaching, reading), (set(reaches), set(reads)), "{step} {vault}");
+            for container in containers(&job).filter(|c| reaches.contains(&c.name.as_str())) {
+                assert_eq!(env(container, VAULT_ENV).unwrap().value.as_deref(), Some(vault), "{step}");
+                let ours = container.image.as_deref().is_some_and(|image| image.contains("memoria-operator"));
+                assert!(ours, "{step}: {:?}", container.image);
+            }
+            let secrets = pod(&job).volumes.iter().flatten().filter(|volume| volume.secret.is_some());
+            let secrets: BTreeSet<_> = secrets.map(|volume| volume.name.clone()).collect();
+            let expected = if reads.is_empty() { set(&[]) } else { set(&["recipients", "identity"]) };
+            assert_eq!(secrets, expected, "{step}: no volume of the pod that none of its containers needs");
+        }
+    }
+}
+
+#[test]
+fn a_workplace_is_an_empty_directory_and_only_a_claim_binds_a_pod_to_its_nodes() {
+    let volume = |job: &Job, name: &str| pod(job).volumes.iter().flatten().find(|v| v.name == name).cloned();
+    for (ctx, claim) in [(in_a_bucket(), None), (on_an_encrypted_claim(), Some("memoria-snapshots"))] {
+        let ctx = JobContext { nodes: Some(node_named("node-a")), ..ctx };
+        let job = reference(&ctx, SERVER, 1).unwrap();
+        assert!(volume(&job, "snapshots").unwrap().empty_dir.is_some());
+        let vault = volume(&job, "vault").and_then(|v| v.persistent_volume_claim).map(|claim| claim.claim_name);
+        assert_eq!(vault.as_deref(), claim);
+        assert_eq!(pod(&job).affinity.is_some(), claim.is_some());
+    }
+}
+
+#[test]
+fn a_bucket_without_credentials_leaves_them_to_what_the_cluster_gives_to_the_pod() {
+    let bucket: ObjectStore = serde_json::from_value(json!({"url": "s3://backups"})).unwrap();
+    let ctx = JobContext { storage: Storage::Bucket(bucket), ..context() };
+    let job = snapshot(&ctx).unwrap();
+    let names: Vec<_> = pod(&job).containers[0].env.iter().flatten().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, [ORDER_ENV, DATABASE_URL_ENV, VAULT_ENV]);
+    assert_eq!(env(&pod(&job).containers[0], VAULT_ENV).unwrap().value.as_deref(), Some("s3://backups"));
+}
+
+#[test]
+fn what_is_behind_the_storage_is_told_by_the_release() {
+    let of = |spec: Value| {
+        let snapshot: Snapshot = serde_json::from_value(spec).unwrap();
+        let storage = Storage::of(&snapshot, "memoria");
+        storage.planned("d", snapshot.encryption.as_ref()).to_string()
+    };
+    assert_eq!(of(json!({})), "claim memoria-snapshots");
+    assert_eq!(of(json!({"storage": {"persistentVolumeClaim": {"claimName": "backup"}}})), "claim backup");
+    assert_eq!(of(json!({"storage": {"objectStore": {"url": "s3://backups/m/"}}})), "s3://backups/m");
+    let both = json!({"storage": {"objectStore": {"url": "s3://backups"}}, "encryption": encryption()});
+    assert_eq!(of(both), "s3://backups (encrypted by age)");
+}
+
+#[test]
 fn the_file_is_mounted_as_the_server_has_it_where_it_is_opened_and_nowhere_else() {
     for (step, job) in all(&on_sqlite()) {
         let mounts = |c: &Container| c.volume_mounts.iter().flatten().any(|m| m.name == "data-0");
@@ -258,7 +379,7 @@ fn breaches(pod: &PodSpec) -> Vec<String> {
         breaches.push("host namespace".to_owned());
     }
     for volume in pod.volumes.iter().flatten() {
-        if volume.empty_dir.is_none() && volume.persistent_volume_claim.is_none() {
+        if volume.empty_dir.is_none() && volume.persistent_volume_claim.is_none() && volume.secret.is_none() {
             breaches.push(format!("volume {}", volume.name));
         }
     }
@@ -287,8 +408,10 @@ fn breaches(pod: &PodSpec) -> Vec<String> {
 
 #[test]
 fn every_job_satisfies_the_restricted_profile() {
-    for (step, job) in all(&context()) {
-        assert_eq!(breaches(pod(&job)), Vec::<String>::new(), "{step}");
+    for ctx in [context(), in_a_bucket(), on_an_encrypted_claim()] {
+        for (step, job) in all(&ctx) {
+            assert_eq!(breaches(pod(&job)), Vec::<String>::new(), "{step}");
+        }
     }
 }
 
@@ -379,7 +502,7 @@ fn images_by_tag_are_pulled_in_any_case() {
 
 #[test]
 fn without_a_claim_an_empty_directory_takes_its_place() {
-    let job = reference(&JobContext { storage_claim: None, ..context() }, SERVER, 0).unwrap();
+    let job = reference(&JobContext { storage: Storage::Nowhere, ..context() }, SERVER, 0).unwrap();
     let volumes = pod(&job).volumes.clone().unwrap();
     let storage = volumes.iter().find(|volume| volume.name == "snapshots").unwrap();
     assert!(storage.empty_dir.is_some() && storage.persistent_volume_claim.is_none());

@@ -35,7 +35,7 @@ use crate::{
     cluster::adopt::{Adopted, Claim},
     commands::Command,
     job::{
-        manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError},
+        manifest::{self, CheckStep, JobContext, PodShape, Probe, RenderError, Storage},
         protocol::RetentionOrder,
     },
 };
@@ -337,9 +337,9 @@ impl<'a> Run<'a> {
             };
             claim = self.claim(found.facts.bytes);
             let image = server.and_then(|server| server.pinned(&digests)).unwrap_or_default();
-            let needed = match context.storage_claim {
-                Some(_) => found.facts.bytes.saturating_mul(self.question.release.spec.snapshot.capacity_factor.into()),
-                None => 0,
+            let needed = match context.storage.is_kept() {
+                true => found.facts.bytes.saturating_mul(self.question.release.spec.snapshot.capacity_factor.into()),
+                false => 0,
             };
             let job = manifest::reference(&context, &image, needed);
             let report = self.job(job, "reference", &mut missing, &mut waiting, &mut checks);
@@ -550,7 +550,11 @@ impl<'a> Run<'a> {
             tools_image: None,
             shape,
             cli: spec.cli.command.clone(),
-            storage_claim: (spec.mode == Mode::Apply).then(|| self.claim_name()),
+            storage: match spec.mode {
+                Mode::Apply => Storage::of(&spec.snapshot, &release.name_any()),
+                Mode::Plan => Storage::Nowhere,
+            },
+            encryption: spec.snapshot.encryption.clone(),
             storage_directory: directory(&release.name_any(), &uid, &self.name),
             portable: spec.snapshot.portable,
             retention: RetentionOrder {
@@ -569,7 +573,7 @@ impl<'a> Run<'a> {
 
     /// A claim that the release names must be there: the operator makes only its own.
     fn lost_storage(&self) -> Option<CheckResult> {
-        let named = &self.question.release.spec.snapshot.storage.as_ref()?.persistent_volume_claim.claim_name;
+        let named = &self.question.release.spec.snapshot.storage.as_ref()?.persistent_volume_claim.as_ref()?.claim_name;
         let message = format!(
             "persistentvolumeclaim/{named} does not exist; create it, or correct \
              spec.snapshot.storage.persistentVolumeClaim.claimName"
@@ -577,21 +581,18 @@ impl<'a> Run<'a> {
         self.question.adopted.storage.is_none().then(|| judge::failed("snapshot-claim", message))
     }
 
-    fn claim_name(&self) -> String {
-        self.question.release.spec.snapshot.claim_name(&self.question.release.name_any())
-    }
-
     fn claim(&self, database_bytes: i64) -> Option<ClaimWish> {
         let spec = &self.question.release.spec;
         if spec.mode == Mode::Plan || spec.snapshot.storage.is_some() {
             return None;
         }
+        let name = spec.snapshot.claim_name(&self.question.release.name_any())?;
         let bytes = database_bytes.saturating_mul(spec.snapshot.capacity_factor.into()).max(MIN_CLAIM_BYTES);
-        Some(ClaimWish { name: self.claim_name(), bytes })
+        Some(ClaimWish { name, bytes })
     }
 }
 
-/// Directory of a run or attempt below the volume's root: several releases may share a volume.
+/// Directory of a run or attempt below the storage's root: several releases may share it.
 pub fn directory(release: &str, release_uid: &str, name: &str) -> String {
     format!("{release}-{}/{name}", release_uid.get(..8).unwrap_or(release_uid))
 }

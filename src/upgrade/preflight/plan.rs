@@ -13,15 +13,14 @@ use crate::{
         release::{CheckResult, Current, CurrentImage, DEFAULT_URL_ENV, MigrationMode, PlanSummary, Stage, UrlFrom},
         settings::PlannedConfig,
         upgrade::{
-            Estimates, MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedStorage, PlannedTarget,
-            PlannedWorker,
+            Estimates, MACHINE_VERSION, PlannedDatabase, PlannedJob, PlannedRollback, PlannedTarget, PlannedWorker,
         },
     },
     cluster::{
         adopt::AdoptedWorkload,
         candidate::{Candidate, manifest as candidate},
     },
-    job::manifest::{self, CheckStep, JobContext, Ordered, RenderError, in_words},
+    job::manifest::{self, CheckStep, JobContext, Ordered, RenderError, Storage, in_words},
     job::protocol::{Facts, JobReport},
     rescue::RescueState,
     upgrade::{
@@ -64,10 +63,10 @@ pub(super) fn make(
     let spec = &release.spec;
     let uid = release.uid().unwrap_or_default();
     let attempt = question.attempt;
-    let claim = context.storage_claim.clone().unwrap_or_else(|| format!("{}-snapshots", release.name_any()));
     let jobs_context = JobContext {
         attempt: attempt.to_owned(),
-        storage_claim: Some(claim.clone()),
+        // In Plan mode, too: so it would be carried out.
+        storage: Storage::of(&spec.snapshot, &release.name_any()),
         storage_directory: directory(&release.name_any(), &uid, attempt),
         ..context.clone()
     };
@@ -110,7 +109,7 @@ pub(super) fn make(
     let migrations = migrations(question)?;
     let server = targets.iter().find(|t| t.role == crate::api::release::Role::Server);
     let server_image = server.map(|server| server.to_image.clone()).unwrap_or_default();
-    let storage = PlannedStorage { claim_name: claim, directory: jobs_context.storage_directory.clone() };
+    let storage = jobs_context.storage.planned(&jobs_context.storage_directory, spec.snapshot.encryption.as_ref());
     let rescue = RescueState {
         v: 1,
         namespace: context.namespace.clone(),
@@ -294,7 +293,7 @@ pub(super) fn summary(
     }
     inferred.extend(database_inferred(found, wanted, question));
     if spec.snapshot.storage.is_none() {
-        inferred.push(format!("snapshot.storage: claim {}", plan.storage.claim_name));
+        inferred.push(format!("snapshot.storage: {}", plan.storage));
     }
     let targets = plan.targets.iter().map(|t| runs(&t.workload, t.replicas, t.autoscaler.as_ref()));
     let stops = targets.chain(plan.workers.iter().map(stops)).collect();

@@ -255,7 +255,8 @@ fn of_surroundings() -> Vec<Fault> {
             rows: 300,
             release: |release| {
                 let claim = ClaimRef { claim_name: CLAIM.to_owned() };
-                release.spec.snapshot.storage = Some(Storage { persistent_volume_claim: claim });
+                release.spec.snapshot.storage =
+                    Some(Storage { persistent_volume_claim: Some(claim), object_store: None });
                 release.spec.snapshot.capacity_factor = 2;
                 Ok(())
             },
