@@ -10,6 +10,7 @@ use crate::snapshot::{
     Error,
     late::LATE,
     manifest::{self, RESCUE, Stored},
+    portable::encryption::SUFFIX,
     restore::{EVIDENCE, Evidence},
 };
 
@@ -32,9 +33,16 @@ pub struct Found {
 #[derive(Debug, thiserror::Error)]
 pub enum NotFound {
     #[error(
-        "{0} cannot be read: {1}; mount the claim of the snapshots there, or give the directory that holds a copy of it by --storage"
+        "{0} cannot be read: {1}; mount the claim of the snapshots there, or give the directory that holds a copy of it by \
+         --storage. Snapshots in a bucket are copied first: memoria-operator snapshot fetch s3://bucket/prefix DIR"
     )]
     Storage(PathBuf, std::io::Error),
+    #[error(
+        "the files in {directory} are encrypted; copy them first: memoria-operator snapshot fetch {directory} DIR \
+         --identity-file FILE, and then: memoria-operator rescue --storage DIR",
+        directory = .0.display()
+    )]
+    Encrypted(PathBuf),
     #[error(
         "no attempt in {storage}{skipped}; give the root of the snapshots' volume by --storage. A dump without {RESCUE} is \
          restored by hand: see \"By hand\" in docs/runbooks/restore.md"
@@ -144,6 +152,11 @@ fn walk(
 fn verified(candidate: &Candidate) -> Result<RescueState, NotFound> {
     let (directory, manifest) = (&candidate.directory, &candidate.stored.manifest);
     let damaged = |what: String| NotFound::Damaged(Error::Damaged { directory: directory.clone(), what });
+    let only_encrypted =
+        |name: &String| !directory.join(name).exists() && directory.join(format!("{name}{SUFFIX}")).exists();
+    if manifest.files.keys().any(only_encrypted) {
+        return Err(NotFound::Encrypted(directory.clone()));
+    }
     manifest::verify_files(directory, manifest)?;
     if !manifest.restored_in_scratch {
         return Err(damaged("the snapshot was never restored into scratch, so it proves nothing".to_owned()));

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Found, Looked, NotFound, RescueState, find, look, script, summary};
 use crate::{
-    job::protocol::{INPUT_ENV, JobInput},
+    job::protocol::{INPUT_ENV, JobInput, VAULT_ENV},
     snapshot::{
         manifest::{self, Manifest, RESCUE, StoredFile},
         sha256_hex,
@@ -168,6 +168,43 @@ fn the_restore_job_is_the_pinned_one_with_its_input_and_without_an_owner() {
             state["restore"]["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"].as_str()
         );
     }
+}
+
+#[test]
+fn the_restore_job_reaches_a_bucket_and_its_keys_as_the_pinned_one_does() {
+    let mut state = state();
+    state["storage"] = json!({"url": "s3://backups/m", "directory": "memoria-0c9e4a1e/memoria-7", "encrypted": true});
+    let pod = &mut state["restore"]["spec"]["template"]["spec"];
+    pod["volumes"] = json!([
+        {"name": "snapshots", "emptyDir": {}},
+        {"name": "identity", "secret": {"secretName": "snap-key", "items": [{"key": "age.key", "path": "identity"}]}},
+    ]);
+    let key = json!({"name": "s3", "key": "AWS_SECRET_ACCESS_KEY"});
+    let env = pod["containers"][0]["env"].as_array_mut().unwrap();
+    env.push(json!({"name": VAULT_ENV, "value": "s3://backups/m"}));
+    env.push(json!({"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": key}}));
+    let expected = pod.clone();
+    let script = script(&found(&state)).unwrap();
+    reads(&script);
+    let place = "memoria-0c9e4a1e/memoria-7 in s3://backups/m (encrypted by age)";
+    assert_eq!(script.matches(place).count(), 2, "{script}");
+    let printed = job(&script, "false").spec.unwrap().template.spec.unwrap();
+    let mut printed = serde_json::to_value(printed).unwrap();
+    let with_input = printed["containers"][0]["env"].as_array_mut().unwrap();
+    assert_eq!(with_input.pop().unwrap()["name"], INPUT_ENV);
+    assert_eq!(printed, expected);
+}
+
+#[test]
+fn an_encrypted_directory_is_told_from_a_damaged_one() {
+    let root = tempfile::tempdir().unwrap();
+    stored(root.path(), &state(), "2026-01-10T03:00:12Z");
+    let directory = root.path().join("memoria-0c9e4a1e/memoria-7");
+    fs::rename(directory.join(RESCUE), directory.join(format!("{RESCUE}.age"))).unwrap();
+    let error = find(root.path(), None).unwrap_err();
+    assert!(matches!(error, NotFound::Encrypted(_)), "{error}");
+    let fetch = format!("memoria-operator snapshot fetch {} DIR --identity-file FILE", directory.display());
+    assert!(error.to_string().contains(&fetch), "{error}");
 }
 
 proptest! {
