@@ -19,6 +19,7 @@ use memoria_operator::{
     job::protocol::DATABASE_URL_ENV,
     snapshot::{
         Error, Result,
+        archive::IDENTITY_FILE_ENV,
         manifest::StoredFile,
         portable::{
             self, Compression, Form, Imported, Keys, Manifest, Options, Progress, Proof, Recipients, Source,
@@ -204,7 +205,7 @@ pub struct Database {
 #[derive(Args)]
 pub struct Identities {
     /// What an encrypted export is read with: a file as age-keygen writes it
-    #[arg(long, value_name = "FILE", env = "MEMORIA_OPERATOR_IDENTITY_FILE")]
+    #[arg(long, value_name = "FILE", env = IDENTITY_FILE_ENV)]
     identity_file: Option<PathBuf>,
 }
 

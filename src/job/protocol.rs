@@ -29,18 +29,11 @@ pub const HEADER_ENV_PREFIX: &str = "MEMORIA_OPERATOR_HEADER_";
 /// Prefix of the environment variables that carry the database URL of SQL checks with one of their own: the check's
 /// number follows.
 pub const CHECK_URL_ENV_PREFIX: &str = "MEMORIA_OPERATOR_CHECK_URL_";
-/// Where Jobs that use the snapshot storage find it. With a vault an emptyDir is mounted there, a workplace.
+/// Where Jobs that use the snapshot storage find it. With an archive an emptyDir is mounted there, a workplace.
 pub const STORAGE_MOUNT: &str = "/snapshots";
-/// Environment variable with the place that the workplace's files come from and are kept in, where the storage itself is
-/// none that a Job can work in: `s3://bucket/prefix`, or [`VAULT_MOUNT`].
-pub const VAULT_ENV: &str = "MEMORIA_OPERATOR_VAULT";
 /// Where the claim for snapshots is mounted when what is kept there is encrypted.
-pub const VAULT_MOUNT: &str = "/vault";
-/// Environment variable with the file of the public keys that snapshots are encrypted to, one a line.
-pub const RECIPIENTS_FILE_ENV: &str = "MEMORIA_OPERATOR_RECIPIENTS_FILE";
-/// Environment variable with the file of the secret keys that read them, one a line.
-pub const IDENTITY_FILE_ENV: &str = "MEMORIA_OPERATOR_IDENTITY_FILE";
-/// Where those files are mounted, each in a directory of its own.
+pub const ARCHIVE_MOUNT: &str = "/archive";
+/// Where the keys of encrypted snapshots are mounted, each in a directory of its own.
 pub const KEYS_MOUNT: &str = "/memoria-keys";
 /// The emptyDir shared by runner and guard: the runner's binary, its order's go-ahead and its result.
 pub const SHARED_MOUNT: &str = "/memoria-operator";

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::{Found, Looked, NotFound, RescueState, find, look, script, summary};
 use crate::{
-    job::protocol::{INPUT_ENV, JobInput, VAULT_ENV},
+    job::protocol::{INPUT_ENV, JobInput},
     snapshot::{
+        archive::ARCHIVE_ENV,
         manifest::{self, Manifest, RESCUE, StoredFile},
         sha256_hex,
     },
@@ -181,7 +182,7 @@ fn the_restore_job_reaches_a_bucket_and_its_keys_as_the_pinned_one_does() {
     ]);
     let key = json!({"name": "s3", "key": "AWS_SECRET_ACCESS_KEY"});
     let env = pod["containers"][0]["env"].as_array_mut().unwrap();
-    env.push(json!({"name": VAULT_ENV, "value": "s3://backups/m"}));
+    env.push(json!({"name": ARCHIVE_ENV, "value": "s3://backups/m"}));
     env.push(json!({"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": key}}));
     let expected = pod.clone();
     let script = script(&found(&state)).unwrap();

@@ -37,9 +37,9 @@ use super::{
 /// What names the place in a Job's environment: `s3://bucket/prefix`, or a directory.
 pub const ARCHIVE_ENV: &str = "MEMORIA_OPERATOR_ARCHIVE";
 /// Names a file with public keys of age: what is kept is encrypted to them.
-pub const RECIPIENTS_ENV: &str = "MEMORIA_OPERATOR_RECIPIENTS_FILE";
+pub const RECIPIENTS_FILE_ENV: &str = "MEMORIA_OPERATOR_RECIPIENTS_FILE";
 /// Names a file with identities of age: what is kept encrypted is read with them.
-pub const IDENTITY_ENV: &str = "MEMORIA_OPERATOR_IDENTITY_FILE";
+pub const IDENTITY_FILE_ENV: &str = "MEMORIA_OPERATOR_IDENTITY_FILE";
 
 /// These hold names, counts and hashes, and no row. They stay readable, so that whoever has no identity sees what is there.
 const NOTES: [&str; 7] = [MANIFEST, BASELINE, SCHEMA, REFERENCE, RESCUE, LATE, EVIDENCE];
@@ -96,11 +96,11 @@ impl Archive {
     pub fn from_environment(workplace: &Path) -> Result<Self> {
         let Some(place) = env::var_os(ARCHIVE_ENV) else { return Ok(Self::none(workplace)) };
         let file = |name| env::var_os(name).map(PathBuf::from);
-        let recipients = match file(RECIPIENTS_ENV) {
+        let recipients = match file(RECIPIENTS_FILE_ENV) {
             Some(path) => Recipients::read(&[], Some(&path))?,
             None => Recipients::NONE,
         };
-        let keys = file(IDENTITY_ENV).map(|path| Keys::read(&path)).transpose()?.unwrap_or_default();
+        let keys = file(IDENTITY_FILE_ENV).map(|path| Keys::read(&path)).transpose()?.unwrap_or_default();
         Ok(Self::new(workplace, Place::named(Path::new(&place), DEFAULT_PART_MIB)?, recipients, keys))
     }
 

@@ -3,11 +3,12 @@
 use k8s_openapi::api::batch::v1::Job;
 
 use super::{
-    JobContext, RenderError, ours,
+    JobContext, RenderError,
+    archive::from_secret,
+    ours,
     pod::{ContainerExt as _, Draft, MAIN},
     task,
     template::TO_BEGIN_SECONDS,
-    vault::from_secret,
 };
 use crate::{
     api::release::{Check, Stage},

@@ -3,6 +3,7 @@
 //! One function a step. What is only known at creation comes in by [`with_input`], which also marks the Job with the
 //! hash by which it is recognised.
 
+mod archive;
 mod checks;
 mod hash;
 mod name;
@@ -13,7 +14,6 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod url_source;
-mod vault;
 
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -23,6 +23,7 @@ use memoria_runner::order::{INSTALLED_NAME, ORDER_ENV as RUNNER_ORDER_ENV, Runne
 
 use self::pod::{ContainerExt as _, Draft, Of, container};
 pub use self::{
+    archive::Storage,
     checks::{CheckStep, Ordered, checks, longest},
     hash::{canonical_hash, template_hash, with_input},
     name::{BadName, job_name},
@@ -30,7 +31,6 @@ pub use self::{
     pod::{GUARD, INSTALL, MAIN, OWN_MOUNTS},
     shape::{PodShape, Security, ShapeError, UrlError, UrlSeen},
     template::{check_of, check_step, from_template},
-    vault::Storage,
 };
 use super::protocol::{
     BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
@@ -126,8 +126,7 @@ impl RenderError {
     }
 }
 
-/// PreFlight, operator image: what database is it, and what about it cannot be handled? The keys of the storage are mounted
-/// here only to be missed in time: the first Job that needs them runs when writers are stopped.
+/// PreFlight, operator image: what database is it, and what about it cannot be handled?
 ///
 /// # Errors
 /// [`RenderError`]
@@ -137,8 +136,7 @@ pub fn inspect(ctx: &JobContext, rollback: &Rollback) -> Result<Job, RenderError
     let limit_seconds = ctx.timeouts.pre_flight.as_secs();
     let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::Inspect(InspectOrder { database, carry_forward }))?
         .envs(&ctx.shape.database_env)
-        .data(ctx)
-        .keys(ctx);
+        .data(ctx);
     Draft { step: "inspect", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)
 }
 
@@ -192,7 +190,7 @@ pub fn reference(ctx: &JobContext, server_image: &str, needed_bytes: i64) -> Res
     };
     let guard = ours(ctx, GUARD, tools(ctx, "reference")?, &JobOrder::Reference(order))?;
     let main = runner(ctx, server_image, Of::Memoria, "init-db", &runner_order(ctx, "reference", limit_seconds))?;
-    let init = vec![install(ctx), guard.sidecar().shared().scratch().storage(ctx)];
+    let init = vec![install(ctx), guard.sidecar().shared().scratch().storage(ctx).keys(ctx)];
     Draft { step: "reference", init, main, limit_seconds, precious: false }.into_job(ctx)
 }
 
@@ -314,7 +312,8 @@ pub fn migrate(
         .sidecar()
         .shared()
         .scratch()
-        .storage(ctx);
+        .storage(ctx)
+        .keys(ctx);
     let main = runner(ctx, server_image, Of::Memoria, "migrate", &order)?.envs(&ctx.shape.database_env).data(ctx);
     let limit_seconds = limit_seconds + go_seconds + VERDICT_SECONDS;
     Draft { step: "migrate", init: vec![install(ctx), guard], main, limit_seconds, precious: true }.into_job(ctx)

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{
 
 use super::{
     JobContext,
+    archive::{self, ARCHIVE},
     pod::STORAGE,
-    vault::{self, VAULT},
 };
 use crate::job::protocol::DataVolume;
 
@@ -37,10 +37,10 @@ pub(super) fn mounts(ctx: &JobContext) -> impl Iterator<Item = VolumeMount> {
 /// The claim behind a mount of that name: the Server's data, or the storage of snapshots.
 pub(super) fn claim(ctx: &JobContext, name: &str) -> Option<String> {
     if name == STORAGE.0 {
-        return vault::workplace(ctx);
+        return archive::workplace(ctx);
     }
-    if name == VAULT.0 {
-        return vault::claim(ctx);
+    if name == ARCHIVE.0 {
+        return archive::claim(ctx);
     }
     let at: usize = name.strip_prefix(DATA_VOLUME)?.parse().ok()?;
     ctx.data.get(at).map(|mount| mount.volume.claim_name.clone())

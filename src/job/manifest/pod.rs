@@ -14,10 +14,10 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::{JobContext, RenderError, job_name, place, shape::Security, vault};
+use super::{JobContext, RenderError, archive, job_name, place, shape::Security};
 use crate::{
     api::marks::{ATTEMPT_LABEL, RELEASE_LABEL, STEP_LABEL},
-    job::protocol::{KEYS_MOUNT, SCRATCH_MOUNT, SHARED_MOUNT, STORAGE_MOUNT, VAULT_MOUNT},
+    job::protocol::{ARCHIVE_MOUNT, KEYS_MOUNT, SCRATCH_MOUNT, SHARED_MOUNT, STORAGE_MOUNT},
 };
 
 /// The container whose termination message is the Job's answer.
@@ -30,7 +30,7 @@ pub const INSTALL: &str = "install";
 const NOBODY: i64 = 65532;
 
 /// Where Jobs mount what is their own. A claim of the Server at one of these places cannot be mounted beside it.
-pub const OWN_MOUNTS: [&str; 6] = [TMP.1, SHARED_MOUNT, SCRATCH_MOUNT, STORAGE_MOUNT, VAULT_MOUNT, KEYS_MOUNT];
+pub const OWN_MOUNTS: [&str; 6] = [TMP.1, SHARED_MOUNT, SCRATCH_MOUNT, STORAGE_MOUNT, ARCHIVE_MOUNT, KEYS_MOUNT];
 
 const TMP: (&str, &str) = ("tmp", "/tmp");
 const SHARED: (&str, &str) = ("shared", SHARED_MOUNT);
@@ -160,9 +160,9 @@ pub(super) trait ContainerExt {
     fn envs(self, entries: &[EnvVar]) -> Self;
     fn shared(self) -> Self;
     fn scratch(self) -> Self;
-    /// The storage of snapshots, and how to reach it where it is a vault.
+    /// The storage of snapshots, and how to reach it where it is an archive.
     fn storage(self, ctx: &JobContext) -> Self;
-    /// The keys of the vault, where it has some.
+    /// The keys of the archive, where it has some.
     fn keys(self, ctx: &JobContext) -> Self;
     fn mounted(self, volume: (&str, &str)) -> Self;
     /// The Server's claims, where the Server has them.
@@ -193,11 +193,11 @@ impl ContainerExt for Container {
     }
 
     fn storage(self, ctx: &JobContext) -> Self {
-        vault::reach(self.mounted(STORAGE), ctx)
+        archive::reach(self.mounted(STORAGE), ctx)
     }
 
     fn keys(self, ctx: &JobContext) -> Self {
-        vault::keys(self, ctx)
+        archive::keys(self, ctx)
     }
 
     fn mounted(mut self, volume: (&str, &str)) -> Self {
@@ -228,7 +228,7 @@ fn volumes<'a>(ctx: &JobContext, containers: impl Iterator<Item = &'a Container>
         if volumes.iter().any(|v| v.name == mount.name) {
             continue;
         }
-        if let Some(key) = vault::key_volume(ctx, &mount.name) {
+        if let Some(key) = archive::key_volume(ctx, &mount.name) {
             volumes.push(key);
             continue;
         }

@@ -23,9 +23,9 @@ use crate::{
         upgrade::{DatabaseIdentity, Engine},
     },
     job::protocol::{
-        DATABASE_URL_ENV, DataVolume, IDENTITY_FILE_ENV, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV,
-        RECIPIENTS_FILE_ENV, RetentionOrder, VAULT_ENV,
+        DATABASE_URL_ENV, DataVolume, INPUT_ENV, JobInput, JobOrder, JobReport, ORDER_ENV, RetentionOrder,
     },
+    snapshot::archive::{ARCHIVE_ENV, IDENTITY_FILE_ENV, RECIPIENTS_FILE_ENV},
 };
 
 const SERVER: &str =
@@ -217,7 +217,7 @@ fn each_job_on_a_file_is_rendered_as_it_was() {
 }
 
 #[test]
-fn each_job_with_a_vault_is_rendered_as_it_was() {
+fn each_job_with_an_archive_is_rendered_as_it_was() {
     let migrations = ["add_memory_provenance".to_owned()];
     for (place, ctx) in [("bucket", in_a_bucket()), ("encrypted", on_an_encrypted_claim())] {
         insta::assert_json_snapshot!(format!("{place}-inspect"), inspect(&ctx, &Rollback::default()).unwrap());
@@ -237,15 +237,15 @@ fn named(job: &Job, is: impl Fn(&Container) -> bool) -> BTreeSet<String> {
 }
 
 #[test]
-fn only_our_containers_that_need_it_reach_the_vault_and_only_those_that_need_them_read_its_keys() {
-    for (ctx, vault) in [(in_a_bucket(), "s3://backups/memoria"), (on_an_encrypted_claim(), "/vault")] {
+fn only_our_containers_that_need_it_reach_the_archive_and_only_those_that_need_them_read_its_keys() {
+    for (ctx, archive) in [(in_a_bucket(), "s3://backups/memoria"), (on_an_encrypted_claim(), "/archive")] {
         for (step, job) in all(&ctx) {
             let mounts = |c: &Container, names: &[&str]| {
                 c.volume_mounts.iter().flatten().any(|mount| names.contains(&mount.name.as_str()))
             };
             let has_env = |c: &Container, prefix: &str| c.env.iter().flatten().any(|e| e.name.starts_with(prefix));
             let reaching = named(&job, |c| {
-                mounts(c, &["snapshots", "vault"]) || env(c, VAULT_ENV).is_some() || has_env(c, "AWS_")
+                mounts(c, &["snapshots", "archive"]) || env(c, ARCHIVE_ENV).is_some() || has_env(c, "AWS_")
             });
             let reading = named(&job, |c| {
                 let variables = [RECIPIENTS_FILE_ENV, IDENTITY_FILE_ENV];
@@ -253,15 +253,14 @@ fn only_our_containers_that_need_it_reach_the_vault_and_only_those_that_need_the
             });
             let (reaches, reads): (&[&str], &[&str]) = match step {
                 "snapshot" | "baseline" | "restore" => (&["main"], &["main"]),
-                "reference" | "rehearsal" | "migrate" => (&["guard"], &[]),
-                // Only so that keys that are missing are missed before anything is stopped.
-                "inspect" => (&[], &["main"]),
+                "reference" | "migrate" => (&["guard"], &["guard"]),
+                "rehearsal" => (&["guard"], &[]),
                 _ => (&[], &[]),
             };
             let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
-            assert_eq!((reaching, reading), (set(reaches), set(reads)), "{step} {vault}");
+            assert_eq!((reaching, reading), (set(reaches), set(reads)), "{step} {archive}");
             for container in containers(&job).filter(|c| reaches.contains(&c.name.as_str())) {
-                assert_eq!(env(container, VAULT_ENV).unwrap().value.as_deref(), Some(vault), "{step}");
+                assert_eq!(env(container, ARCHIVE_ENV).unwrap().value.as_deref(), Some(archive), "{step}");
                 let ours = container.image.as_deref().is_some_and(|image| image.contains("memoria-operator"));
                 assert!(ours, "{step}: {:?}", container.image);
             }
@@ -280,8 +279,8 @@ fn a_workplace_is_an_empty_directory_and_only_a_claim_binds_a_pod_to_its_nodes()
         let ctx = JobContext { nodes: Some(node_named("node-a")), ..ctx };
         let job = reference(&ctx, SERVER, 1).unwrap();
         assert!(volume(&job, "snapshots").unwrap().empty_dir.is_some());
-        let vault = volume(&job, "vault").and_then(|v| v.persistent_volume_claim).map(|claim| claim.claim_name);
-        assert_eq!(vault.as_deref(), claim);
+        let archive = volume(&job, "archive").and_then(|v| v.persistent_volume_claim).map(|claim| claim.claim_name);
+        assert_eq!(archive.as_deref(), claim);
         assert_eq!(pod(&job).affinity.is_some(), claim.is_some());
     }
 }
@@ -292,8 +291,8 @@ fn a_bucket_without_credentials_leaves_them_to_what_the_cluster_gives_to_the_pod
     let ctx = JobContext { storage: Storage::Bucket(bucket), ..context() };
     let job = snapshot(&ctx).unwrap();
     let names: Vec<_> = pod(&job).containers[0].env.iter().flatten().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names, [ORDER_ENV, DATABASE_URL_ENV, VAULT_ENV]);
-    assert_eq!(env(&pod(&job).containers[0], VAULT_ENV).unwrap().value.as_deref(), Some("s3://backups"));
+    assert_eq!(names, [ORDER_ENV, DATABASE_URL_ENV, ARCHIVE_ENV]);
+    assert_eq!(env(&pod(&job).containers[0], ARCHIVE_ENV).unwrap().value.as_deref(), Some("s3://backups"));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Where snapshots are kept, as Jobs see it. A claim that takes them as they are is mounted, and Jobs work in it. A bucket,
-//! or a claim whose files are encrypted, is a vault: Jobs work in an emptyDir, fetch from the vault and keep in it, with
+//! or a claim whose files are encrypted, is an archive: Jobs work in an emptyDir, fetch from the archive and keep in it, with
 //! credentials and keys that only the operator's own containers get.
 
 use k8s_openapi::api::core::v1::{
@@ -12,7 +12,8 @@ use crate::{
         release::{Encryption, KeyRef, ObjectStore, SecretFrom, Snapshot},
         upgrade::PlannedStorage,
     },
-    job::protocol::{IDENTITY_FILE_ENV, KEYS_MOUNT, RECIPIENTS_FILE_ENV, VAULT_ENV, VAULT_MOUNT},
+    job::protocol::{ARCHIVE_MOUNT, KEYS_MOUNT},
+    snapshot::archive::{ARCHIVE_ENV, IDENTITY_FILE_ENV, RECIPIENTS_FILE_ENV},
 };
 
 /// What is behind the storage of a release's Jobs.
@@ -54,7 +55,7 @@ impl Storage {
 const SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
 const CREDENTIALS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", SESSION_TOKEN];
 
-pub(super) const VAULT: (&str, &str) = ("vault", VAULT_MOUNT);
+pub(super) const ARCHIVE: (&str, &str) = ("archive", ARCHIVE_MOUNT);
 const RECIPIENTS: &str = "recipients";
 const IDENTITY: &str = "identity";
 /// The pod's group reads the keys, nobody else.
@@ -68,7 +69,7 @@ pub(super) fn workplace(ctx: &JobContext) -> Option<String> {
     }
 }
 
-/// The claim behind the vault's mount.
+/// The claim behind the archive's mount.
 pub(super) fn claim(ctx: &JobContext) -> Option<String> {
     match &ctx.storage {
         Storage::Claim(claim) if ctx.encryption.is_some() => Some(claim.clone()),
@@ -76,12 +77,12 @@ pub(super) fn claim(ctx: &JobContext) -> Option<String> {
     }
 }
 
-/// Lets a container of ours reach the vault, where there is one.
+/// Lets a container of ours reach the archive, where there is one.
 pub(super) fn reach(container: Container, ctx: &JobContext) -> Container {
     match &ctx.storage {
         Storage::Bucket(bucket) => bucket_env(container, bucket),
         Storage::Claim(_) if ctx.encryption.is_some() => {
-            container.env(VAULT_ENV, VAULT_MOUNT.to_owned()).mounted(VAULT)
+            container.env(ARCHIVE_ENV, ARCHIVE_MOUNT.to_owned()).mounted(ARCHIVE)
         }
         Storage::Claim(_) | Storage::Nowhere => container,
     }
@@ -92,7 +93,7 @@ fn bucket_env(container: Container, bucket: &ObjectStore) -> Container {
     let settings = [("AWS_REGION", bucket.region.as_ref()), ("AWS_ENDPOINT_URL", bucket.endpoint.as_ref())];
     let settings = settings.into_iter().filter_map(|(name, value)| Some((name, value?.clone())));
     let url = bucket.url.trim_end_matches('/').to_owned();
-    let named = [(VAULT_ENV, url)].into_iter().chain(settings);
+    let named = [(ARCHIVE_ENV, url)].into_iter().chain(settings);
     let container = named.fold(container, |container, (name, value)| container.env(name, value));
     let Some(secret) = &bucket.credentials_secret_ref else { return container };
     let credentials = CREDENTIALS.map(|key| {
