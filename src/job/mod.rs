@@ -22,6 +22,7 @@ mod sqlite;
 
 use std::process::ExitCode;
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -37,6 +38,10 @@ use protocol::{JobOrder, JobReport};
 pub async fn run() -> ExitCode {
     // A second initialisation in one process is somebody else's log, which is as good.
     let _ = crate::telemetry::init(&crate::config::Log::default());
+    // What runs under this container's user, such as a server that a new version works on, cannot read its environment then.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        warn!(%error, "this process' environment is open to others of its user");
+    }
     let places = context::Places::from_environment();
     let (context, order) = match Context::from_environment(places.clone()) {
         Ok(found) => found,

@@ -207,7 +207,7 @@ async fn on_postgresql(
 ) -> Result<(String, Option<Built>)> {
     let tools = Tools::newest().await?;
     let place = context.places.scratch.join("reference");
-    let server = ScratchServer::start(&tools, &place, &shared.path("pg"), true).await?;
+    let server = ScratchServer::start(&tools, &place, Some(NAME)).await?;
     let built = build(&server, &tools, order, shared, stop).await;
     server.stop().await;
     Ok((format!("postgresql {}", tools.major), built?))

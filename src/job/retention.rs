@@ -51,7 +51,7 @@ pub(super) fn prune(own: &Place, order: &RetentionOrder) -> Result<Pruned> {
 /// The names of what may go, the oldest first.
 fn past(all: &Place, own: &Place, order: &RetentionOrder) -> Result<Vec<String>> {
     let (mut whole, mut begun) = (Vec::new(), Vec::new());
-    for name in all.entries()?.places {
+    for name in all.entries_if_there()?.places {
         let place = all.below(&name);
         if place == *own {
             continue;

@@ -176,7 +176,7 @@ impl Kept {
     }
 
     fn bring(&self, place: &Place, to: &Path, part: Part, brought: &mut Brought) -> Result<()> {
-        let Entries { files, places } = entries(place)?;
+        let Entries { files, places } = place.entries_if_there()?;
         let closed = files.iter().any(|name| CLOSING.contains(&name.as_str()));
         // Its own commands read an encrypted export.
         let exported = matches!(find(place)?, Found::Portable(_));
@@ -229,7 +229,7 @@ impl Kept {
         if let Place::Directory(path) = place {
             make_directory(path)?;
         }
-        let there = entries(place)?.files;
+        let there = place.entries_if_there()?.files;
         let others = |name: &&String| {
             CLOSING.contains(&name.as_str()) && there.contains(name) && !self.known().contains_key(&place.file(name))
         };
@@ -295,14 +295,6 @@ impl Kept {
 /// What an unfinished write leaves.
 fn is_trace(name: &str) -> bool {
     name.ends_with(TEMPORARY) || name.ends_with(UPLOAD) || name == PROBE
-}
-
-/// Nothing, where there is no directory yet.
-fn entries(place: &Place) -> Result<Entries> {
-    match place {
-        Place::Directory(path) if !path.try_exists().map_err(Error::io("looking for", path))? => Ok(Entries::default()),
-        place => place.entries(),
-    }
 }
 
 fn make_directory(path: &Path) -> Result<()> {

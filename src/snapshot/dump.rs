@@ -113,7 +113,7 @@ pub async fn surroundings(session: &mut PgConnection) -> Result<(String, Vec<Str
 /// Restores the dump into an empty server of the same major and compares schema, grants and every digest.
 pub async fn prove(tools: &Tools, directory: &Path, scratch: &Path, original: &Original<'_>) -> Result<()> {
     let place = scratch.join("verify");
-    let server = ScratchServer::start(tools, &place, &place.join("socket"), false).await?;
+    let server = ScratchServer::start(tools, &place, None).await?;
     let proof = prove_in(&server, tools, directory, scratch, original).await;
     server.stop().await;
     proof

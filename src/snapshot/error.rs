@@ -96,7 +96,9 @@ pub enum Error {
         "{} holds {found:?} already; name a directory that is empty or not there yet, an export is never overwritten", directory.display()
     )]
     NotEmpty { directory: PathBuf, found: String },
-    #[error("{what}. Identities are given by --identity-file, public keys by --recipient; nothing was changed")]
+    #[error(
+        "{what}. Identities are given by --identity-file, public keys by --recipient, in a release by spec.snapshot.encryption; nothing was changed"
+    )]
     Key { what: String },
     #[error("{} is no portable export: {what}", path.display())]
     NoExport { path: PathBuf, what: &'static str },

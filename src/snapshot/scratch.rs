@@ -1,5 +1,6 @@
 //! An ephemeral server in a scratch directory: proves that a snapshot restores, and shows what a new version's own
-//! `init-db` builds. Reached over a Unix socket, and over loopback only when asked; trusts whoever reaches it; keeps nothing.
+//! `init-db` builds. Reached over a Unix socket that only this container sees, and over loopback by one role when asked; trusts
+//! whoever reaches it; keeps nothing. Its superuser runs programs as this container, so nobody else may be that.
 
 use std::{
     fs,
@@ -32,24 +33,28 @@ pub struct ScratchServer {
 }
 
 impl ScratchServer {
-    /// Makes and starts a server with its data below `directory` and its socket in `socket`.
-    /// `loopback`: it listens on 127.0.0.1 as well, for the other container of the same pod.
-    pub async fn start(tools: &Tools, directory: &Path, socket: &Path, loopback: bool) -> Result<Self> {
-        let data = directory.join("data");
+    /// Makes and starts a server with its data and its socket below `directory`, which no other container mounts.
+    /// `guest`: this role is let in on 127.0.0.1 as well, for the other container of the same pod.
+    pub async fn start(tools: &Tools, directory: &Path, guest: Option<&str>) -> Result<Self> {
+        let (data, socket) = (directory.join("data"), directory.join("socket"));
         let _ = fs::remove_dir_all(&data);
         fs::create_dir_all(directory).map_err(Error::io("making", directory))?;
-        fs::create_dir_all(socket).map_err(Error::io("making", socket))?;
+        fs::create_dir_all(&socket).map_err(Error::io("making", &socket))?;
         let mut initdb = tools.command("initdb", directory);
         initdb.args(["--no-sync", "--auth=trust", "--username", SUPERUSER, "--encoding=UTF8", "--locale=C", "-D"]);
         Tools::run("initdb", initdb.arg(&data)).await?;
-        let port =
-            if loopback { free_port().map_err(Error::io("looking for a free port in", directory))? } else { 5432 };
+        let access = data.join("pg_hba.conf");
+        fs::write(&access, rules(guest)).map_err(Error::io("writing", &access))?;
+        let port = match guest {
+            Some(_) => free_port().map_err(Error::io("looking for a free port in", directory))?,
+            None => 5432,
+        };
         let log = directory.join("log");
         let output = fs::File::create(&log).map_err(Error::io("making", &log))?;
         let mut command = tools.command("postgres", directory);
-        command.arg("-D").arg(&data).arg("-k").arg(socket).args(["-p", &port.to_string()]);
+        command.arg("-D").arg(&data).arg("-k").arg(&socket).args(["-p", &port.to_string()]);
         for setting in [
-            if loopback { "listen_addresses=127.0.0.1" } else { "listen_addresses=" },
+            if guest.is_some() { "listen_addresses=127.0.0.1" } else { "listen_addresses=" },
             // It outlives nothing, so nothing is forced to disk.
             "fsync=off",
             "full_page_writes=off",
@@ -68,7 +73,7 @@ impl ScratchServer {
             command.args(["-c", setting]);
         }
         let server = command.stdout(Stdio::null()).stderr(output).spawn().map_err(Error::io("starting", directory))?;
-        let mut scratch = Self { server, data, socket: socket.to_owned(), port };
+        let mut scratch = Self { server, data, socket, port };
         scratch.wait_ready(&log).await?;
         Ok(scratch)
     }
@@ -129,6 +134,12 @@ impl Drop for ScratchServer {
         self.signal();
         let _ = fs::remove_dir_all(&self.data);
     }
+}
+
+/// Who is let in: everybody who reaches the socket, and over loopback the guest alone.
+fn rules(guest: Option<&str>) -> String {
+    let guest = guest.map(|role| format!("host all \"{}\" 127.0.0.1/32 trust\n", role.replace('"', "\"\"")));
+    format!("local all all trust\n{}", guest.unwrap_or_default())
 }
 
 fn free_port() -> std::io::Result<u16> {

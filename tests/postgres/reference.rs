@@ -29,8 +29,17 @@ pub async fn build(site: &Site, sql: &str) -> Answer {
     let running = site.spawn(&order(1), &JobInput::default(), "");
     let go = site.go().await;
     assert!(go.proceed);
-    // As the runner in the other container does: over loopback, without a password.
-    let mut session = PgConnection::connect(&go.database_url.unwrap()).await.unwrap();
+    // As the runner in the other container does: over loopback, without a password, and as nobody else.
+    let url = go.database_url.unwrap();
+    for other in
+        [url.replace("memoria@", "postgres@"), url.replace("/memoria", "/postgres").replace("memoria@", "postgres@")]
+    {
+        let refused = PgConnection::connect(&other).await.unwrap_err().to_string();
+        assert!(refused.contains("no pg_hba.conf entry"), "{refused}");
+    }
+    let mut session = PgConnection::connect(&url).await.unwrap();
+    let reads = sqlx::raw_sql("COPY (SELECT 1) TO PROGRAM 'cat'").execute(&mut session).await.unwrap_err().to_string();
+    assert!(reads.contains("permission denied") || reads.contains("must be"), "{reads}");
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut session).await.unwrap();
     site.result(vec![command("init-db", Some(0), false, "done")]);
     let _: serde_json::Value = site.wait_for("verdict.json").await;

@@ -20,7 +20,7 @@ use crate::{
     reference,
     restore::{FAILED, Failed},
     s3::{Fault, S3, url},
-    site::{DIRECTORY, MEMORIA, RELEASE, Site},
+    site::{DIRECTORY, MEMORIA, RELEASE, Site, command},
     snapshot,
 };
 
@@ -254,6 +254,22 @@ async fn nothing_is_restored_before_the_failed_state_is_kept() {
     assert_ne!(failed.digest(), before);
 }
 
+/// A pre-flight in this pod: what it removed.
+async fn looked(pod: &Site, retention: Option<RetentionOrder>) -> Vec<String> {
+    let JobOrder::Reference(order) = preflight(retention) else { unreachable!() };
+    let order = ReferenceOrder { directory: "prod-0b8ff1f4/run-1".to_owned(), ..order };
+    let running = pod.spawn(&JobOrder::Reference(order), &JobInput::default(), "");
+    // A second one finds the reference of the first, and lets nothing run.
+    if pod.go().await.proceed {
+        pod.result(vec![command("init-db", Some(1), "")]);
+    }
+    let _: serde_json::Value = pod.wait_for("verdict.json").await;
+    let answer = running.terminate().await;
+    answer.is(true, "Done", None);
+    let Some(Facts::Reference(found)) = answer.report.facts else { panic!("{}", answer.report.message) };
+    found.removed
+}
+
 #[tokio::test]
 async fn old_snapshots_go_from_a_bucket_and_from_an_encrypted_volume() {
     let desk = Desk::new();
@@ -261,24 +277,15 @@ async fn old_snapshots_go_from_a_bucket_and_from_an_encrypted_volume() {
     for place in [url("memoria"), volume.path().display().to_string()] {
         let mut site = desk.site();
         site.archive = desk.archive(&place, "right");
+        // The first one finds nothing at all.
+        assert!(looked(&site.other_pod(), retention(1)).await.is_empty());
         for number in 1..=3 {
             let mut order = site.snapshot_order();
             order.database.attempt = format!("prod-{number}");
             order.directory = format!("prod-0b8ff1f4/prod-{number}");
             site.other_pod().run(&JobOrder::Snapshot(order)).await.is(true, "Done", None);
         }
-        let pod = site.other_pod();
-        let order = match preflight(retention(1)) {
-            JobOrder::Reference(order) => ReferenceOrder { directory: "prod-0b8ff1f4/run-1".to_owned(), ..order },
-            _ => unreachable!(),
-        };
-        let running = pod.spawn(&JobOrder::Reference(order), &JobInput::default(), "");
-        assert!(pod.go().await.proceed);
-        pod.result(vec![crate::site::command("init-db", Some(1), "")]);
-        let _: serde_json::Value = pod.wait_for("verdict.json").await;
-        let answer = running.terminate().await;
-        let Some(Facts::Reference(found)) = &answer.report.facts else { panic!("{}", answer.report.message) };
-        assert_eq!(found.removed, ["prod-1", "prod-2"], "{}", answer.report.message);
+        assert_eq!(looked(&site.other_pod(), retention(1)).await, ["prod-1", "prod-2"]);
         let left = match place.strip_prefix("s3://") {
             Some(_) => desk.s3.object("memoria/prod-0b8ff1f4"),
             None => volume.path().join("prod-0b8ff1f4"),

@@ -145,8 +145,8 @@ impl<'a> Rehearsal<'a> {
         let _ = session.close().await;
         self.count(&live.data);
         info!(rows = self.facts.rows, "the live database was read and let go of");
-        let socket = self.shared.path("pg");
-        let server = ScratchServer::start(&tools, &self.place.join("server"), &socket, true).await?;
+        let user = &self.context.url()?.user;
+        let server = ScratchServer::start(&tools, &self.place.join("server"), Some(user)).await?;
         let missing = live.missing_extensions(&server).await?;
         if !missing.is_empty() {
             server.stop().await;

@@ -178,6 +178,16 @@ impl Place {
         }
     }
 
+    /// The same; nothing where there is no directory yet.
+    pub fn entries_if_there(&self) -> Result<Entries> {
+        match self {
+            Self::Directory(path) if !path.try_exists().map_err(Error::io("looking for", path))? => {
+                Ok(Entries::default())
+            }
+            place => place.entries(),
+        }
+    }
+
     /// Begins a file, readable by its owner alone: it holds people's data.
     pub fn create(&self, name: &str) -> Result<Output> {
         match self {
