@@ -1,6 +1,7 @@
 //! `memoria-operator snapshot`: exports, imports and comparisons by hand, with no cluster. It runs the same code as the
 //! library; here are the command line, the progress bars and the words about how it ended.
 
+mod erase;
 mod fetch;
 mod late;
 
@@ -139,7 +140,8 @@ pub enum SnapshotCommand {
     },
     /// Show what an export holds, after every byte of it was compared with its manifest
     ///
-    /// That needs no identity where it is encrypted; with one all of it is decrypted, too.
+    /// That needs no identity where it is encrypted; with one all of it is decrypted, too. Of an erased snapshot, also an
+    /// exact one, it shows the record.
     #[command(after_help = EXIT_CODES)]
     Show {
         /// Or s3://bucket/prefix
@@ -173,6 +175,13 @@ pub enum SnapshotCommand {
     /// Show the rows that clients wrote after an upgrade, and that its way back set aside
     #[command(subcommand)]
     LateWrites(late::LateWrites),
+    /// Erase the data of one export or snapshot, and of all that an attempt keeps below it
+    ///
+    /// The files with rows go: of the snapshot, its portable export, the failed state, the baseline, the rows that were set
+    /// aside. Manifests stay, and a record erased.json in each directory says when, why, by whom, and which files with their
+    /// hashes. An erasure that was killed is finished by the same command; the first reason stays.
+    #[command(after_help = EXIT_CODES)]
+    Erase(erase::Erase),
     /// Remove old exports below a directory or s3://bucket/prefix
     ///
     /// The newest N whose bytes are as their manifests say stay, and so does every exact snapshot: those belong to attempts.
@@ -302,6 +311,9 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
         }
         SnapshotCommand::Show { directory, identities, json } => {
             let (place, keys) = (place(directory, DEFAULT_PART_MIB)?, identities.keys()?);
+            if erase::shown(&place, *json).await? {
+                return Ok(true);
+            }
             let manifest = on_a_thread(&place, move |place| portable::inspect(&place, &keys)).await?;
             say(*json, &manifest, |manifest| shown(manifest));
             Ok(true)
@@ -314,6 +326,7 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
             Ok(true)
         }
         SnapshotCommand::LateWrites(command) => late::carry_out(command).await,
+        SnapshotCommand::Erase(command) => erase::carry_out(command).await,
         SnapshotCommand::Prune { storage, keep, dry_run, json } => {
             let (keep, dry, place) = (*keep as usize, *dry_run, place(storage, DEFAULT_PART_MIB)?);
             let pruned = on_a_thread(&place, move |place| shelf::prune(&place, keep, dry)).await?;
@@ -321,6 +334,7 @@ async fn carry_out(command: &SnapshotCommand) -> Result<bool, Failure> {
                 let line = |shelf::Pruned { directory, fate }: &shelf::Pruned| match fate {
                     Fate::Kept => format!("kept     {directory}"),
                     Fate::Damaged(why) => format!("damaged  {directory}: {why}"),
+                    Fate::Erased => format!("erased   {directory}"),
                     Fate::Removed if dry => format!("would go {directory}"),
                     Fate::Removed => format!("removed  {directory}"),
                     Fate::UploadEnded(file) if dry => format!("would go {directory}: the unfinished upload of {file}"),
@@ -356,13 +370,14 @@ fn listed(entry: &shelf::Entry) -> String {
     match (&entry.fault, entry.read_at) {
         (Some(fault), _) => format!("unreadable {place}: {fault}"),
         (None, at) => format!(
-            "{:<24} {:<12} {:>4} tables {:>12} rows {:>14} bytes  {place}{}",
+            "{:<24} {:<12} {:>4} tables {:>12} rows {:>14} bytes  {place}{}{}",
             at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default(),
             entry.kind,
             entry.tables,
             entry.rows,
             entry.bytes,
-            if entry.encrypted { " (encrypted)" } else { "" }
+            if entry.encrypted { " (encrypted)" } else { "" },
+            entry.erased.as_ref().map(|record| format!(" ({})", erase::told(record))).unwrap_or_default()
         ),
     }
 }

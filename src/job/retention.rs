@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::{protocol::RetentionOrder, reference::Reference};
 use crate::snapshot::{
     Error, Result,
+    erase::ERASED,
     manifest::{self, MANIFEST, Manifest, REFERENCE},
     portable::encryption::SUFFIX,
     store::{Entries, Place, Unfinished},
@@ -62,7 +63,7 @@ fn past(all: &Place, own: &Place, order: &RetentionOrder) -> Result<Vec<String>>
                     whole.push((found.manifest.read_at, name));
                 }
             }
-            Ok(Some(_)) => warn!(%place, "a file of this snapshot is missing or cut short; it stays"),
+            Ok(Some(_)) => warn!(%place, "a file of this snapshot is missing, cut short or erased; it stays"),
             Ok(None) => begun.extend(begun_at(&place)?.map(|at| (at, name))),
             Err(error) => warn!(%error, "it stays"),
         }
@@ -98,7 +99,8 @@ fn is_whole(place: &Place, manifest: &Manifest) -> Result<bool> {
         }
         _ => there.contains(name) || there.contains(&format!("{name}{SUFFIX}")),
     };
-    Ok(manifest.restored_in_scratch && manifest.files.iter().all(is_there))
+    let erased = there.iter().any(|name| name == ERASED);
+    Ok(manifest.restored_in_scratch && !erased && manifest.files.iter().all(is_there))
 }
 
 /// The manifest goes first, to disk: what is half removed is no snapshot.
@@ -195,6 +197,17 @@ mod tests {
         volume.snapshot("other-9", 9, "another release");
         assert_eq!(volume.prune(1, &[]).removed, ["prod-1"]);
         assert_eq!(volume.names(), ["other-9", "prod-2", "prod-3", "prod-4"]);
+    }
+
+    #[test]
+    fn what_is_being_erased_counts_for_none_and_its_record_stays() {
+        let volume = Volume::new();
+        volume.snapshot("prod-1", 1, "u");
+        volume.snapshot("prod-2", 2, "u");
+        // The record comes before the first file goes.
+        fs::write(volume.snapshot("prod-3", 3, "u").join(ERASED), "{}").unwrap();
+        assert_eq!(volume.prune(1, &[]).removed, ["prod-1"]);
+        assert_eq!(volume.names(), ["prod-2", "prod-3"]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
     snapshot::{
         Error, Result,
         archive::Part,
-        digest, dump, freeze, identity,
+        digest, dump, erase, freeze, identity,
         manifest::{self, DUMP, MANIFEST, Manifest, PortableExport, RESCUE, SCHEMA, Stored, StoredFile},
         markers, peers,
         schema::{self, Schema},
@@ -84,6 +84,7 @@ pub(super) async fn again(
 /// The manifest that the journal names; `Err` holds the answer when another one, or none, lies there.
 pub(super) fn stored(context: &Context, directory: &Path) -> Result<Result<Stored, JobReport>> {
     let refused = |reason, message: String| Ok(Err(report::refused(Category::Environment, reason, message)));
+    erase::refuse(directory)?;
     let Some(stored) = manifest::read(directory)? else {
         let message = format!("no manifest in {}; check that the volume is the attempt's", directory.display());
         return refused("SnapshotMissing", message);

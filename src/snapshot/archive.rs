@@ -19,6 +19,7 @@ use tracing::info;
 
 use super::{
     Error, Result,
+    erase::{self, ERASED},
     late::{BASELINE, LATE},
     manifest::{self, MANIFEST, REFERENCE, RESCUE, SCHEMA, StoredFile, TEMPORARY, hash_file, sync_directory},
     portable::{
@@ -42,7 +43,7 @@ pub const RECIPIENTS_FILE_ENV: &str = "MEMORIA_OPERATOR_RECIPIENTS_FILE";
 pub const IDENTITY_FILE_ENV: &str = "MEMORIA_OPERATOR_IDENTITY_FILE";
 
 /// These hold names, counts and hashes, and no row. They stay readable, so that whoever has no identity sees what is there.
-const NOTES: [&str; 7] = [MANIFEST, BASELINE, SCHEMA, REFERENCE, RESCUE, LATE, EVIDENCE];
+const NOTES: [&str; 8] = [MANIFEST, BASELINE, SCHEMA, REFERENCE, RESCUE, LATE, EVIDENCE, ERASED];
 /// One of these stands for all that lies beside it, and is kept last.
 const CLOSING: [&str; 2] = [MANIFEST, BASELINE];
 
@@ -154,6 +155,7 @@ impl Archive {
             None => manifest::verify_stored(&self.workplace.join(directory), files),
             Some(kept) => {
                 let place = kept.at(directory);
+                erase::refuse(&place)?;
                 files.iter().try_for_each(|(name, file)| kept.read_back(&place, name, file))
             }
         }

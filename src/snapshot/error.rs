@@ -65,6 +65,12 @@ pub enum Error {
     SchemaMoved { differences: String },
     #[error("the stored snapshot in {} is damaged: {what}; it is kept as it is, check the storage", directory.display())]
     Damaged { directory: PathBuf, what: String },
+    #[error(
+        "the data in {} was erased at {at} by {by}: {reason}; it cannot be restored, read or compared any more, and nothing was changed", directory.display()
+    )]
+    Erased { directory: PathBuf, at: jiff::Timestamp, by: String, reason: String },
+    #[error("{} cannot be erased: {what}; nothing was removed", path.display())]
+    NotErasable { path: PathBuf, what: String },
     #[error("{} holds a snapshot of {found}, not of {expected}; a snapshot is never overwritten", directory.display())]
     Occupied { directory: PathBuf, expected: String, found: String },
     #[error("the snapshot does not restore into an empty server: {what}; nothing was changed, writers can come back")]
@@ -170,7 +176,7 @@ impl Error {
             Self::Order { .. } => Category::Bug,
             Self::Portable(cause) => cause.category(),
             Self::Store(cause) => cause.category(),
-            Self::NotEmpty { .. } => Category::Conflict,
+            Self::NotEmpty { .. } | Self::NotErasable { .. } => Category::Conflict,
             Self::Uncovered { .. }
             | Self::Unportable { .. }
             | Self::NoExport { .. }
@@ -185,6 +191,7 @@ impl Error {
             | Self::Tool { .. }
             | Self::Io { .. }
             | Self::Damaged { .. }
+            | Self::Erased { .. }
             | Self::NotRestorable { .. }
             | Self::ForeignDependents { .. }
             | Self::Parity { .. }
@@ -215,6 +222,8 @@ impl Error {
             Self::Locked { .. } => "Locked",
             Self::SchemaMoved { .. } => "SchemaMoved",
             Self::Damaged { .. } => "SnapshotDamaged",
+            Self::Erased { .. } => "SnapshotErased",
+            Self::NotErasable { .. } => "NotErasable",
             Self::Occupied { .. } => "SnapshotOccupied",
             Self::NotRestorable { .. } => "SnapshotNotRestorable",
             Self::ForeignDependents { .. } => "ForeignDependents",

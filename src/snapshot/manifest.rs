@@ -16,6 +16,7 @@ use crate::api::upgrade::DatabaseIdentity;
 
 use super::{
     digest::{DataDigest, SequencePosition, TableDigest},
+    erase,
     error::{Error, Result},
     hex,
     portable::encryption::Encryption,
@@ -145,9 +146,14 @@ pub fn write(directory: &Path, manifest: &Manifest) -> Result<String> {
 
 /// Writes a file whole or not at all, forced to disk, and never over another.
 pub fn write_once(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    write_once_as(directory, name, bytes, 0o660)
+}
+
+/// The same with these permissions, as far as the process's umask lets them be.
+pub fn write_once_as(directory: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
     let (path, temporary) = (directory.join(name), directory.join(format!("{name}{TEMPORARY}")));
     let _ = fs::remove_file(&temporary);
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o660).open(&temporary).and_then(|mut file| {
+    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
     });
@@ -185,9 +191,10 @@ pub fn verify_files(directory: &Path, manifest: &Manifest) -> Result<()> {
     verify_stored(directory, &manifest.files)
 }
 
-/// The same of any files that a manifest names.
+/// The same of any files that a manifest names. Where they were erased the error says so, whatever is left.
 pub fn verify_stored(place: &(impl ToPlace + ?Sized), files: &BTreeMap<String, StoredFile>) -> Result<()> {
     let place = place.to_place();
+    erase::refuse(&place)?;
     for (name, expected) in files {
         let found = place.hash(name)?;
         if found != *expected {

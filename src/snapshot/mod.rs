@@ -5,6 +5,7 @@ pub mod archive;
 mod copying;
 pub mod digest;
 pub mod dump;
+pub mod erase;
 pub mod error;
 pub mod freeze;
 pub mod identity;

@@ -12,6 +12,7 @@ mod cluster;
 #[path = "../dice.rs"]
 mod dice;
 mod digest;
+mod erase;
 mod fence;
 mod guard;
 mod inspect;

@@ -243,6 +243,26 @@ fn an_export_that_was_killed_between_parts_is_cleared_away_by_the_next() {
 }
 
 #[test]
+fn an_erasure_ends_the_uploads_of_its_place_too() {
+    let (s3, site) = (S3::start(), large());
+    assert_eq!(export(&s3, &site, "whole").code, 0);
+    s3.wrong(Method::PUT, "x/others.ndjson?partNumber=2", FOR_EVER, Fault::Silence);
+    let place = url("x");
+    let arguments = [["export", &place].as_slice(), &IN_PARTS].concat();
+    let mut child = command(&s3, &site, &arguments).stderr(Stdio::null()).spawn().unwrap();
+    s3.wait_for(Method::PUT, "x/others.ndjson?partNumber=2");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(s3.parts(), 1);
+    s3.right();
+    // As if it had been killed over an export that was whole.
+    fs::copy(s3.object("whole/manifest.json"), s3.object("x/manifest.json")).unwrap();
+    done(&s3, &site, &["erase", &place, "--reason", "request 4711", "--by", "ada", "--yes"]);
+    assert_eq!((s3.names("x"), s3.parts()), (vec!["erased.json".to_owned(), "manifest.json".to_owned()], 0));
+    assert_eq!(s3.names("whole").len(), 4);
+}
+
+#[test]
 fn credentials_that_do_not_fit_are_refused_before_anything_long_begins() {
     let (s3, site) = (S3::start(), Site::with("delete", MEMORIA));
     let (place, here) = (url("x"), site.storage.join("x"));

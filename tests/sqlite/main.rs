@@ -11,6 +11,7 @@ mod carry;
 mod dice;
 mod digest;
 mod encrypted;
+mod erase;
 mod fence;
 mod guard;
 mod inspect;

@@ -14,6 +14,7 @@ use tracing::info;
 
 use super::{BASELINE, Baseline, KeptTable, lines_sql};
 use crate::snapshot::{
+    erase,
     error::{Error, Result},
     hex,
     manifest::{hash_file, write_once},
@@ -89,8 +90,9 @@ pub fn read(directory: &Path) -> Result<Option<(Baseline, String)>> {
     Ok(Some((baseline, sha256_hex(bytes))))
 }
 
-/// Reads every file back.
+/// Reads every file back. Where they were erased the error says so.
 pub fn verify(directory: &Path, baseline: &Baseline) -> Result<()> {
+    erase::refuse(directory)?;
     for kept in baseline.tables.values() {
         let path = directory.join(&kept.file);
         let found = hash_file(&path).map_err(Error::io("reading back", &path))?;

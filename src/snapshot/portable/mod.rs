@@ -22,7 +22,7 @@ use std::sync::Arc;
 use form::{Metadata, TableEntry};
 
 use super::{
-    Error, Result,
+    Error, Result, erase,
     manifest::{MANIFEST, SCHEMA, verify_stored},
     store::{Place, ToPlace},
 };
@@ -183,10 +183,11 @@ impl Source {
                 verify_stored(&place, &manifest.files)?;
                 Ok(Self::Proved { place, manifest, keys: keys.clone() })
             }
-            manifest::Found::Exact => Err(Error::NoExport {
-                path: place.name(),
-                what: "it holds an exact snapshot, which pg_restore or a copy of the file brings back",
-            }),
+            manifest::Found::Exact => {
+                erase::refuse(&place)?;
+                let what = "it holds an exact snapshot, which pg_restore or a copy of the file brings back";
+                Err(Error::NoExport { path: place.name(), what })
+            }
             manifest::Found::Nothing => Err(Error::NoExport {
                 path: place.name(),
                 what: "it has no manifest.json; an export without one was not finished. Name a file to import it unproved",

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::snapshot::{
     Error, Result,
+    erase::{self, ERASED, Record},
     manifest::{self, MANIFEST},
     store::{Kind, Place, ToPlace, UPLOAD},
 };
@@ -33,6 +34,9 @@ pub struct Entry {
     pub data_digest: String,
     /// Only an identity of one of its recipients reads it.
     pub encrypted: bool,
+    /// Its data was erased on request; the rest tells what it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erased: Option<Record>,
     /// Why its manifest cannot be read; the rest is empty then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -61,7 +65,11 @@ fn look(storage: &Place) -> Result<Shelf> {
 fn walk(place: &Place, depth: u32, shelf: &mut Shelf) -> Result<()> {
     let found = place.entries()?;
     if found.files.iter().any(|name| name == MANIFEST) {
-        shelf.entries.extend(entry(place));
+        let record = found.files.iter().any(|name| name == ERASED).then(|| erase::read(place)).transpose();
+        shelf.entries.extend(entry(place).map(|entry| match record {
+            Ok(record) => Entry { erased: record.flatten(), ..entry },
+            Err(error) => Entry { fault: Some(error.to_string()), ..entry },
+        }));
     }
     let uploads: Vec<_> = found.files.into_iter().filter(|name| name.ends_with(UPLOAD)).collect();
     if !uploads.is_empty() {
@@ -85,6 +93,7 @@ fn entry(place: &Place) -> Option<Entry> {
         bytes: 0,
         data_digest: String::new(),
         encrypted: false,
+        erased: None,
         fault: None,
     };
     let faulty = |error: &Error| Entry { fault: Some(error.to_string()), ..of("unknown") };
@@ -130,6 +139,8 @@ pub enum Fate {
     Kept,
     /// Its bytes are not as its manifest says; it counts for none, and a person shall look at it.
     Damaged(String),
+    /// Its data was erased on request; it counts for none, and its record stays as long as it would have.
+    Erased,
     Removed,
     /// The upload of this file had begun more than a day before, and had no end.
     UploadEnded(String),
@@ -148,13 +159,15 @@ pub fn prune(storage: &(impl ToPlace + ?Sized), keep: usize, dry: bool) -> Resul
     let shelf = look(&storage.to_place())?;
     let listed = shelf.entries.into_iter().rev();
     let exports = listed.filter(|entry| entry.kind == KIND && !is_an_attempts(&entry.directory));
-    for Entry { directory, .. } in exports {
+    for Entry { directory, erased, .. } in exports {
         let Found::Portable(manifest) = find(&directory)? else { continue };
         let fate = if kept >= keep.max(1) {
             if !dry {
                 remove(&directory, &manifest)?;
             }
             Fate::Removed
+        } else if erased.is_some() {
+            Fate::Erased
         } else {
             match manifest::verify_stored(&directory, &manifest.files) {
                 Ok(()) => {
@@ -184,7 +197,8 @@ pub fn prune(storage: &(impl ToPlace + ?Sized), keep: usize, dry: bool) -> Resul
 
 /// The manifest goes first: what is half removed is no export. Files of other names keep the directory.
 fn remove(place: &Place, manifest: &Manifest) -> Result<()> {
-    let names: Vec<String> = std::iter::once(MANIFEST.to_owned()).chain(manifest.files.keys().cloned()).collect();
+    let own = [MANIFEST, ERASED].map(str::to_owned);
+    let names: Vec<String> = own.into_iter().chain(manifest.files.keys().cloned()).collect();
     place.remove(&names)?;
     let _ = place.remove_empty();
     Ok(())

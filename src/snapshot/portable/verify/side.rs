@@ -10,7 +10,7 @@ use super::rows::{Entry, Spill};
 use crate::snapshot::{
     Error, Result,
     digest::{self, DataDigest, row_hash},
-    manifest as exact,
+    erase, manifest as exact,
     portable::{
         Input, Keys, Manifest, Progress,
         encryption::SUFFIX,
@@ -99,6 +99,7 @@ fn file(connection: Connection, path: PathBuf) -> Result<Opened> {
 }
 
 fn stored(place: &Place, keys: &Keys) -> Result<Opened> {
+    erase::refuse(place)?;
     match (find(place)?, place) {
         (Found::Nothing, _) => {
             let what = "it has no manifest.json; what has none was not finished";
