@@ -82,7 +82,7 @@ pub struct MemoriaUpgradeSpec {
     /// How long each part may take.
     pub timeouts: Timeouts,
     /// The attempt's Jobs as they will be created, by step.
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["step"]))]
+    #[schemars(length(max = 17), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["step"]))]
     pub jobs: Vec<PlannedJob>,
     /// How long the gate of stage IngestionReenable may take in all, in seconds; 0 without checks of that stage.
     pub gate_seconds: i64,
@@ -267,7 +267,7 @@ impl std::fmt::Display for PlannedStorage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedJob {
-    /// The step, e.g. `fence`, `snapshot`, `migrate`, `baseline`, `gate`, `verify`, `restore`, `check-<name>`.
+    /// The step, e.g. `fence`, `snapshot`, `migrate`, `baseline`, `at-risk`, `gate`, `verify`, `restore`, `check-<name>`.
     pub step: String,
     /// Of a check that runs a CronJob's template: its own end is the verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -344,6 +344,10 @@ pub struct MemoriaUpgradeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub checks: Vec<CheckResult>,
+    /// Rows that a restore would lose, counted from time to time once clients write again; absent before the first count
+    /// was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_risk: Option<AtRisk>,
     /// What the way back did; present from its first phase on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackRecord>,
@@ -504,6 +508,49 @@ pub struct SnapshotRecord {
     pub portable_directory: Option<String>,
     /// When it was read back and restored into scratch.
     pub verified_at: Time,
+    /// How long that restore and its proof took, in whole seconds, rounded up; absent where the snapshot's manifest does
+    /// not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_restore_seconds: Option<i64>,
+}
+
+/// What clients wrote since Start's baseline, counted while the new version serves and can still be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AtRisk {
+    /// When a count was last asked for; the next one rests three minutes at least, and ten times as long as the last took.
+    pub asked_at: Time,
+    /// How long the last one took that ended, in seconds.
+    #[serde(default)]
+    pub took_seconds: i64,
+    /// UID of the Job that ended last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// The moment that the counts are of; absent until a first one came through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_at: Option<Time>,
+    /// Rows that were not there at the baseline.
+    #[serde(default)]
+    pub inserted: i64,
+    /// Rows with another content than at the baseline.
+    #[serde(default)]
+    pub updated: i64,
+    /// Rows of the baseline that are gone.
+    #[serde(default)]
+    pub deleted: i64,
+    /// Of which tables they are, those with most of them first, ten at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub tables: Vec<TableLate>,
+    /// Why the last one gave no count; absent when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl AtRisk {
+    pub fn rows(&self) -> i64 {
+        self.inserted.saturating_add(self.updated).saturating_add(self.deleted)
+    }
 }
 
 /// What the way back did.
@@ -567,6 +614,12 @@ pub struct TableLate {
     /// Why rows of a table of `carryForward` stay aside; absent for other tables, and where none does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_carried: Option<String>,
+}
+
+impl TableLate {
+    pub fn rows(&self) -> i64 {
+        self.inserted.saturating_add(self.updated).saturating_add(self.deleted)
+    }
 }
 
 /// A decision that was acted on, or refused.

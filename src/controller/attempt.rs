@@ -10,7 +10,7 @@ use kube::{
     runtime::controller::Action as Requeue,
 };
 use serde_json::json;
-use tracing::{Instrument as _, info, info_span};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{
     notices,
@@ -114,6 +114,9 @@ async fn act(context: &Context, subject: &Subject, upgrade: &MemoriaUpgrade, act
         });
         match join_all(writes).await.into_iter().find_map(Result::err) {
             None => {}
+            Some(error) if together.iter().all(Action::only_counts) => {
+                warn!(%error, "rows at risk are not counted now")
+            }
             Some(error) if error.is_settled_by_observing_again() => {
                 info!(%error, "observing again");
                 return if error.kind == Kind::Stale { Acted::Outdated } else { Acted::Unreachable };

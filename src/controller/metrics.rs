@@ -71,6 +71,8 @@ pub struct Metrics {
     checks: Family<Checked, Gauge>,
     attempts: Family<Ended, Counter>,
     late: Family<WrittenLate, Gauge>,
+    estimate: Family<Release, Seconds>,
+    at_risk: Family<Release, Gauge>,
     known: Mutex<BTreeMap<Release, Known>>,
 }
 
@@ -116,6 +118,17 @@ impl Metrics {
             "Rows that clients wrote after the latest attempt let them in, as its way back found and kept them aside",
             metrics.late.clone(),
         );
+        registry.register_with_unit(
+            "rollback_estimate",
+            "How long writers would be stopped by taking the open attempt back now",
+            Unit::Seconds,
+            metrics.estimate.clone(),
+        );
+        registry.register(
+            "rollback_rows_at_risk",
+            "Rows that taking the open attempt back would lose, as counted last",
+            metrics.at_risk.clone(),
+        );
         metrics
     }
 
@@ -129,6 +142,24 @@ impl Metrics {
         if let Some(seconds) = status.attempt.as_ref().and_then(|attempt| attempt.writers_stopped_seconds) {
             #[expect(clippy::cast_precision_loss, reason = "seconds of an upgrade")]
             self.stopped_seconds.get_or_create(&key).set(seconds as f64);
+        }
+        let rollback = status.rollback.as_ref();
+        match rollback.and_then(|rollback| rollback.estimate_seconds) {
+            #[expect(clippy::cast_precision_loss, reason = "seconds of a restore")]
+            Some(seconds) => {
+                self.estimate.get_or_create(&key).set(seconds as f64);
+            }
+            None => {
+                self.estimate.remove(&key);
+            }
+        }
+        match rollback.and_then(|rollback| rollback.rows_at_risk) {
+            Some(rows) => {
+                self.at_risk.get_or_create(&key).set(rows);
+            }
+            None => {
+                self.at_risk.remove(&key);
+            }
         }
         let in_phase = |phase: String| {
             let (namespace, release) = (namespace.to_owned(), name.to_owned());
@@ -217,6 +248,8 @@ impl Metrics {
         self.ready.remove(&key);
         self.stopped.remove(&key);
         self.stopped_seconds.remove(&key);
+        self.estimate.remove(&key);
+        self.at_risk.remove(&key);
         if let Some(labels) = &known.phase {
             self.phase.remove(labels);
         }
@@ -261,6 +294,7 @@ mod tests {
         let held: MemoriaReleaseStatus = serde_json::from_value(json!({
             "phase": "Start", "ingestion": {"state": "Stopped", "stoppedSince": at},
             "hold": {"since": at, "phase": "Start", "reason": "CheckInconclusive", "message": "m", "outcome": "Keep"},
+            "rollback": {"toVersion": "0.9.0", "estimateSeconds": 90, "rowsAtRisk": 1204},
         }))
         .unwrap();
         metrics.release("ns", "memoria", &held);
@@ -270,6 +304,8 @@ mod tests {
             format!("memoria_operator_release_writers_stopped{{{labels}}} 1"),
             format!("memoria_operator_release_phase{{{labels},phase=\"Start\"}} 1"),
             format!("memoria_operator_release_held{{{labels},reason=\"CheckInconclusive\"}} 1"),
+            format!("memoria_operator_rollback_estimate_seconds{{{labels}}} 90.0"),
+            format!("memoria_operator_rollback_rows_at_risk{{{labels}}} 1204"),
         ] {
             assert!(text().contains(&line), "{line}\n{}", text());
         }
@@ -298,6 +334,8 @@ mod tests {
         }
         assert!(
             !text().contains("release_held{")
+                && !text().contains("rollback_estimate_seconds{")
+                && !text().contains("rollback_rows_at_risk{")
                 && !text().contains("release_phase{namespace=\"ns\",release=\"memoria\",phase=\"Start\"")
         );
         let late = |inserted: i64| -> MemoriaUpgradeStatus {

@@ -13,13 +13,13 @@ use crate::{
         marks,
         release::{
             AttemptSummary, Current, CurrentImage, HoldStatus, IngestionState, IngestionStatus, PreFlightStatus,
-            RejectedImages,
+            RejectedImages, RollbackStatus,
         },
         upgrade::{Category, Hold, HoldOutcome, Outcome},
     },
     commands::Command,
     upgrade::{
-        hold,
+        estimate, hold,
         image::{ImageRef, digest_of},
         phase::RESTORE,
         preflight::{Answer, run_name},
@@ -52,6 +52,7 @@ pub fn of_preflight(
     let mut status = begin(release);
     status.current = status.current.or(running);
     status.next_action = None;
+    status.rollback = None;
     status.hold = None;
     let (standing, reason, message, phase) = match answer {
         Answer::Settled(current) => {
@@ -143,6 +144,7 @@ fn ask_again(release: &MemoriaRelease) -> String {
 /// The status while spec.suspend keeps pre-flight from beginning.
 pub fn suspended(release: &MemoriaRelease, now: Timestamp) -> MemoriaReleaseStatus {
     let mut status = begin(release);
+    status.rollback = None;
     status.phase = Some("Pending".to_owned());
     let message = "spec.suspend is true: no phase starts until it is false; Memoria runs unchanged";
     status.next_action = Some(unsuspend(release));
@@ -229,6 +231,7 @@ pub fn of_attempt(release: &MemoriaRelease, upgrade: &MemoriaUpgrade, now: Times
         Some(Outcome::Aborted) => (Standing::Stalled, reason::ABORTED, message, Some(ask_again(release))),
     };
     status.next_action = next;
+    status.rollback = way_back(upgrade);
     reject(&mut status, upgrade);
     status.hold = journal.hold.as_ref().filter(|_| journal.outcome.is_none()).map(|hold| HoldStatus {
         since: hold.since.clone(),
@@ -323,6 +326,25 @@ fn awaiting(journal: &MemoriaUpgradeStatus) -> bool {
 fn restorable(upgrade: &MemoriaUpgrade) -> bool {
     let snapshot = upgrade.status.as_ref().is_some_and(|journal| journal.snapshot.is_some());
     snapshot && upgrade.spec.jobs.iter().any(|job| job.step == RESTORE)
+}
+
+/// What the way back would cost now, as long as there is one and it was not taken.
+fn way_back(upgrade: &MemoriaUpgrade) -> Option<RollbackStatus> {
+    let journal = upgrade.status.as_ref()?;
+    let stands = matches!(journal.outcome, None | Some(Outcome::Halted | Outcome::Unverified));
+    if !stands || journal.rollback.is_some() || !restorable(upgrade) {
+        return None;
+    }
+    let (rows_at_risk, rows_at_risk_at) = match estimate::rows_at_risk(journal) {
+        Some((rows, at)) => (Some(rows), at),
+        None => (None, None),
+    };
+    Some(RollbackStatus {
+        to_version: upgrade.spec.from.clone(),
+        estimate_seconds: estimate::seconds(&upgrade.spec, journal),
+        rows_at_risk,
+        rows_at_risk_at,
+    })
 }
 
 /// Remembers images that were taken back for their own fault, each attempt once, the last ones first to stay.
@@ -541,6 +563,47 @@ mod tests {
             assert_eq!(world.journal.decisions[0].refused, None);
             assert!(matches!(world.journal.outcome, Some(Outcome::Succeeded | Outcome::RolledBack)));
         }
+    }
+
+    #[test]
+    fn what_the_way_back_would_cost_is_told_while_there_is_one() {
+        let mut world = World::counting();
+        world.faults.push(fails("verify", Category::Environment, "CheckInconclusive"));
+        let costs = |world: &World| said(world).rollback;
+        assert_eq!(costs(&world), None, "there is nothing to go back to");
+        while world.journal.snapshot.is_none() {
+            world.turn(None);
+        }
+        let cost = costs(&world).unwrap();
+        assert_eq!((cost.to_version.as_str(), cost.rows_at_risk, cost.rows_at_risk_at), ("0.9.0", Some(0), None));
+        let stopping = cost.estimate_seconds.unwrap();
+        assert!(stopping >= 21, "the restore into scratch took 20.5 s");
+        for _ in 0..60 {
+            world.turn(None);
+        }
+        let cost = costs(&world).unwrap();
+        assert!(cost.estimate_seconds.unwrap() > stopping, "a start was measured, too");
+        assert_eq!((cost.rows_at_risk, cost.rows_at_risk_at), (None, None), "nobody counted yet");
+        for _ in 0..200 {
+            world.turn(None);
+        }
+        let cost = costs(&world).unwrap();
+        assert_eq!((cost.rows_at_risk, cost.rows_at_risk_at.is_some()), (Some(3), true));
+
+        // A version that runs unverified can still be taken back; one that was, or that was verified, not.
+        let failing = |automatic| {
+            let mut world = World::counting();
+            world.faults.push(fails("verify", Category::Candidate, "CheckFailed"));
+            world.plan.rollback.automatic = automatic;
+            world.run();
+            world
+        };
+        let (left, back) = (failing(false), failing(true));
+        assert_eq!((left.journal.outcome, costs(&left).is_some()), (Some(Outcome::Unverified), true));
+        assert_eq!((back.journal.outcome, costs(&back)), (Some(Outcome::RolledBack), None));
+        world.faults.clear();
+        world.run();
+        assert_eq!((world.journal.outcome, costs(&world)), (Some(Outcome::Succeeded), None));
     }
 
     #[test]

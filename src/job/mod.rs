@@ -1,6 +1,7 @@
 //! What runs inside the operator's Jobs: `memoria-operator job`, reading its order from the environment and answering
 //! by the termination message. No Kubernetes client in here: Jobs carry no token.
 
+mod at_risk;
 mod baseline;
 pub mod check;
 mod context;
@@ -94,6 +95,8 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
             JobOrder::Restore(order) => return sqlite::restore::run(context, order).await,
             // The same for both, or told apart by the order itself.
             JobOrder::Reference(_) | JobOrder::Rehearsal(_) | JobOrder::Check(_) => {}
+            // The Server holds the file.
+            JobOrder::AtRisk(_) => return Ok(at_risk::not_of_files()),
         }
     }
     match order {
@@ -105,6 +108,7 @@ async fn carry_out(context: &Context, order: &JobOrder, stop: watch::Receiver<bo
         JobOrder::Guard(order) => guard::run(context, order, stop).await,
         JobOrder::Check(order) => Ok(check::run(context, order).await),
         JobOrder::Baseline(order) => baseline::run(context, order).await,
+        JobOrder::AtRisk(order) => at_risk::run(context, order).await,
         JobOrder::Restore(order) => restore::run(context, order).await,
     }
 }

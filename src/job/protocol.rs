@@ -65,6 +65,9 @@ pub enum JobOrder {
     /// Start, tool image, before clients write again: keeps keys and row hashes of every table, so that later writes can
     /// be told apart.
     Baseline(BaselineOrder),
+    /// IngestionReenable and Verification, operator image, from time to time: counts what differs from the baseline, which is
+    /// what a restore would take back now. Reads only, and nothing waits for it.
+    AtRisk(AtRiskOrder),
     /// Rollback, tool image: saves the failed state, then restores the snapshot in one transaction with its own proof and
     /// marker.
     Restore(RestoreOrder),
@@ -212,6 +215,15 @@ pub struct BaselineOrder {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+pub struct AtRiskOrder {
+    pub database: DatabaseTask,
+    /// Where the baseline lies, below [`STORAGE_MOUNT`].
+    pub baseline_directory: String,
+    pub limit_seconds: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RestoreOrder {
     pub database: DatabaseTask,
     /// The snapshot's directory, below [`STORAGE_MOUNT`].
@@ -354,6 +366,7 @@ pub enum Facts {
     /// From the runner's `defaults`: the settings that an image comes with.
     Defaults(DefaultsFacts),
     Baseline(BaselineFacts),
+    AtRisk(AtRiskFacts),
     Restore(RestoreFacts),
 }
 
@@ -433,6 +446,9 @@ pub struct SnapshotFacts {
     /// Directory of the portable export below the snapshot's; absent where none was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub portable_directory: Option<String>,
+    /// How long that restore and its proof took; absent where the manifest does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_restore_millis: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -485,6 +501,21 @@ pub struct BaselineFacts {
     pub rows: i64,
     /// SHA-256 of `baseline.json`, in hex.
     pub sha256: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AtRiskFacts {
+    /// The one moment that all tables were read at.
+    pub read_at: jiff::Timestamp,
+    /// How long all of it took.
+    pub millis: i64,
+    /// Rows written since the baseline.
+    pub inserted: i64,
+    pub updated: i64,
+    pub deleted: i64,
+    /// The same by table, those with most of them first, at most ten.
+    pub tables: Vec<TableLate>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,6 +43,7 @@ pub fn texts(report: &mut JobReport) -> Vec<&mut String> {
         Some(Facts::Fence(facts)) => texts.extend(&mut facts.others),
         Some(Facts::Migrate(facts)) => texts.extend(facts.differences.iter_mut().chain(&mut facts.extra)),
         Some(Facts::Check(facts)) => texts.extend(facts.checks.iter_mut().map(|check| &mut check.message)),
+        Some(Facts::AtRisk(facts)) => texts.extend(facts.tables.iter_mut().map(|table| &mut table.table)),
         Some(Facts::Restore(facts)) => {
             for late in &mut facts.late_tables {
                 texts.push(&mut late.table);
@@ -72,6 +73,7 @@ pub fn fit(mut report: JobReport) -> JobReport {
             facts.extra.truncate(LIST_LIMIT);
         }
         Some(Facts::Restore(facts)) => facts.late_tables.truncate(LIST_LIMIT),
+        Some(Facts::AtRisk(facts)) => facts.tables.truncate(LIST_LIMIT),
         _ => {}
     }
     // The journal holds no longer ones.
@@ -91,6 +93,7 @@ pub fn fit(mut report: JobReport) -> JobReport {
             Some(Facts::Probe(facts)) if !facts.migrations.is_empty() => drop(facts.migrations.pop()),
             Some(Facts::Inspect(facts)) if facts.findings.len() > 1 => drop(facts.findings.pop()),
             Some(Facts::Restore(facts)) if !facts.late_tables.is_empty() => drop(facts.late_tables.pop()),
+            Some(Facts::AtRisk(facts)) if !facts.tables.is_empty() => drop(facts.tables.pop()),
             Some(Facts::Check(facts)) if facts.checks.len() > 1 => drop(facts.checks.pop()),
             _ => report.facts = None,
         }

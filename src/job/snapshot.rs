@@ -7,7 +7,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
@@ -172,7 +172,9 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
         encoding: frozen.encoding.clone(),
         roles: frozen.roles.clone(),
     };
+    let proving = Instant::now();
     dump::prove(&tools, directory, &context.places.scratch, &original).await?;
+    let scratch_restore_millis = Some(millis(proving));
 
     let mut files: BTreeMap<_, _> = keep_rescue(directory, order.rescue.as_deref())?.into_iter().collect();
     files.extend([(DUMP.to_owned(), dumped), (SCHEMA.to_owned(), keep_schema(directory, &frozen.schema)?)]);
@@ -198,6 +200,7 @@ async fn fresh(context: &Context, order: &SnapshotOrder, directory: &Path) -> Re
         tables: frozen.data.tables,
         sequences: frozen.data.sequences,
         restored_in_scratch: true,
+        scratch_restore_millis,
         files,
         portable: frozen.portable,
         encryption: context.archive.recipients().described(),
@@ -251,6 +254,11 @@ async fn read_frozen(
     Ok(Frozen { schema, data, portable, read_at, encoding, roles })
 }
 
+/// Whole milliseconds since then.
+pub(super) fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+}
+
 pub(super) fn keep_schema(directory: &Path, schema: &impl Serialize) -> Result<StoredFile> {
     keep(directory, SCHEMA, schema)
 }
@@ -282,6 +290,7 @@ pub(super) fn answer(manifest: &Manifest, manifest_sha256: String) -> JobReport 
         manifest_sha256,
         data_digest: manifest.data_digest.clone(),
         restored_in_scratch: manifest.restored_in_scratch,
+        scratch_restore_millis: manifest.scratch_restore_millis,
         portable_directory: manifest.portable.as_ref().map(|export| export.directory.clone()),
     };
     let exported = if manifest.portable.is_some() { ", and with them exported in Memoria's own form" } else { "" };

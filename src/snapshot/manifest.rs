@@ -69,6 +69,9 @@ pub struct Manifest {
     /// True when a restore into an empty server of the same major, or into a new file, gave the same schema, grants and
     /// digests.
     pub restored_in_scratch: bool,
+    /// How long that took with its proof; manifests of older operators do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_restore_millis: Option<i64>,
     pub files: BTreeMap<String, StoredFile>,
     /// The export of the same moment that lies below, where one was asked for. The way back does not need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

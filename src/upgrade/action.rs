@@ -1,5 +1,6 @@
 //! What a decision can ask for. Each act is idempotent by identity and carries its precondition.
 
+use super::at_risk;
 use crate::{
     api::release::{WorkerRef, WorkloadRef},
     job::protocol::JobInput,
@@ -79,6 +80,11 @@ impl Action {
 
     fn sets_an_image(&self) -> bool {
         matches!(self, Self::SetImage { .. })
+    }
+
+    /// Whether it is about a count that nothing waits for: what becomes of it is no matter of the attempt's.
+    pub fn only_counts(&self) -> bool {
+        matches!(self, Self::CreateJob { step, .. } | Self::DeleteJob { step, .. } if step == at_risk::STEP)
     }
 
     /// Whether it stops or starts a writer.

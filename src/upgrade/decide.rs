@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    Action, Observed, hold,
+    Action, Observed, at_risk, hold,
     phase::{self, Context, Done, Phase, Step},
     retry,
 };
@@ -58,7 +58,7 @@ pub fn decide(
     let orders = &seen.orders;
     let ordered = [&orders.abort, &orders.rollback, &orders.accept_data_loss, &orders.retry];
     if seen.refusal.is_some() || ordered.into_iter().any(Option::is_some) {
-        return decision;
+        return at_risk::watch(plan, seen, now, decision);
     }
     for _ in 1..MAX_STEPS {
         let keeps_books = decision.actions.is_empty() && decision.wake.is_some_and(|wake| wake <= now);
@@ -67,7 +67,7 @@ pub fn decide(
         }
         decision = decide_step(attempt, namespace, plan, &decision.journal, seen, now);
     }
-    decision
+    at_risk::watch(plan, seen, now, decision)
 }
 
 fn decide_step(
@@ -354,6 +354,7 @@ impl Driver<'_> {
                     data_digest: facts.data_digest,
                     portable_directory: facts.portable_directory,
                     verified_at: Time(self.now),
+                    scratch_restore_seconds: facts.scratch_restore_millis.map(|millis| (millis + 999) / 1000),
                 });
             }
             Some(Facts::Migrate(facts)) => journal.migrations = facts.migrations,

@@ -6,7 +6,9 @@
 //! `step` function and add one line to [`phase::FORWARD`].
 
 pub mod action;
+pub mod at_risk;
 mod decide;
+pub mod estimate;
 pub mod hold;
 pub mod image;
 pub mod phase;

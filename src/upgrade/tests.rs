@@ -1,5 +1,6 @@
 //! Whole attempts in a small world: the good one, every failure, and a crash at every single act.
 
+mod at_risk;
 mod config;
 mod retry;
 

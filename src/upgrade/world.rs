@@ -24,7 +24,7 @@ use crate::{
     },
     job::{
         manifest::check_of,
-        protocol::{BaselineFacts, CheckFacts, Facts, JobReport, RestoreFacts, SnapshotFacts},
+        protocol::{AtRiskFacts, BaselineFacts, CheckFacts, Facts, JobReport, RestoreFacts, SnapshotFacts},
     },
 };
 
@@ -69,6 +69,8 @@ pub struct World {
     pub acts: Vec<String>,
     /// How many journals were stored.
     pub stored: usize,
+    /// How long a count of rows at risk takes.
+    pub count_millis: i64,
     /// How many Jobs of each step were made.
     made: BTreeMap<String, usize>,
 }
@@ -255,8 +257,17 @@ impl World {
             faults: vec![],
             acts: vec![],
             stored: 0,
+            count_millis: 4_000,
             made: BTreeMap::new(),
         }
+    }
+
+    /// The same with rows at risk to count.
+    pub fn counting() -> Self {
+        let mut world = Self::new();
+        let manifest = serde_json::json!({});
+        world.plan.jobs.push(PlannedJob { step: "at-risk".into(), check: None, manifest });
+        world
     }
 
     pub fn with(fault: Fault) -> Self {
@@ -409,7 +420,7 @@ impl World {
                     uid: format!("{step}-{made}"),
                     state: JobState::Running { trouble: None },
                     image_id: None,
-                    ttl_armed: false,
+                    ttl_armed: step == "at-risk",
                 };
                 assert!(self.seen.jobs.insert(step.clone(), job).is_none(), "job {step} ran twice");
             }
@@ -531,8 +542,17 @@ impl World {
                 data_digest: "d".into(),
                 restored_in_scratch: true,
                 portable_directory: None,
+                scratch_restore_millis: Some(20_500),
             })),
             "baseline" => Some(Facts::Baseline(BaselineFacts { tables: 17, rows: 44_000, sha256: "b".into() })),
+            "at-risk" => Some(Facts::AtRisk(AtRiskFacts {
+                read_at: self.now,
+                millis: self.count_millis,
+                inserted: i64::try_from(made).unwrap(),
+                updated: 2,
+                deleted: 0,
+                tables: vec![TableLate { table: "agents".into(), inserted: 1, updated: 2, ..TableLate::default() }],
+            })),
             "restore" | "restore-accepted" => Some(Facts::Restore(RestoreFacts {
                 restored: true,
                 rows: 44_000,

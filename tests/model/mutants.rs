@@ -125,6 +125,7 @@ pub fn decide(
                 data_digest: "digest".into(),
                 portable_directory: None,
                 verified_at: Time(now),
+                scratch_restore_seconds: None,
             });
         }
         Mutant::RestoreSkipped => drop(pass(&mut journal, "ImportSnapshot")),

@@ -186,6 +186,7 @@ fn facts(step: Step) -> Option<Facts> {
             data_digest: "digest".into(),
             restored_in_scratch: true,
             portable_directory: None,
+            scratch_restore_millis: None,
         })),
         Step::Baseline => Some(Facts::Baseline(BaselineFacts { tables: 1, rows: 1, sha256: BASELINE.into() })),
         Step::Restore | Step::RestoreAccepted => {

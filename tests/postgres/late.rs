@@ -17,7 +17,7 @@ use crate::{
     site::{Answer, Running, task},
 };
 
-const BASELINE: &str = "prod-0b8ff1f4/prod-1/baseline";
+pub const BASELINE: &str = "prod-0b8ff1f4/prod-1/baseline";
 
 /// A table with a key that is spelled oddly, one without any, one with JSON over several lines.
 const MORE: &str = r#"CREATE TABLE keyed (a text, b int, v text, PRIMARY KEY (a, b)); INSERT INTO keyed VALUES (E'"\\', 1, 'x'), (E'l\nf', 2, 'y'), ('z', 3, NULL);

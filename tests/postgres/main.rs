@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod archive;
+mod at_risk;
 mod bucket;
 mod carry;
 mod checks;

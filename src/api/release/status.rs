@@ -42,6 +42,9 @@ pub struct MemoriaReleaseStatus {
     /// The open or latest attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<AttemptSummary>,
+    /// What the way back would cost now: while an attempt is open, halted or unverified and has a snapshot to go back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackStatus>,
     /// Images that were taken back for their own fault; they are not tried again until a MemoriaDecision with action
     /// AcknowledgeRejection says so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -50,6 +53,28 @@ pub struct MemoriaReleaseStatus {
     /// How many attempts were ever made: the number in the next one's name comes after it.
     #[serde(default)]
     pub attempts: i64,
+}
+
+/// What the way back would cost, estimated anew as the attempt goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackStatus {
+    /// The version that it leads to.
+    pub to_version: String,
+    /// How long writers would be stopped, in whole seconds: what the restore took in the rehearsal (saving the failed
+    /// state, restoring, proving), or, where none was made, what the snapshot's restore into scratch took, which saves no
+    /// failed state; and how long this attempt's own Quiesce and Start took without their holds, as far as they are done: the way back stops and
+    /// starts the same. Not scaled. Absent while no restore was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate_seconds: Option<i64>,
+    /// Rows inserted, updated and deleted since Start's baseline, which a restore would take back. 0 until clients are let
+    /// in. Those that `rollback.carryForward` would keep are among them: whether they fit only a restore tells. Absent
+    /// where nobody counted yet, where a writer came that nobody let in, and on SQLite, whose file the Server holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_at_risk: Option<i64>,
+    /// The moment that these rows were counted at; absent while they are 0 because no client was let in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_at_risk_at: Option<Time>,
 }
 
 /// Images that were taken back for their own fault.

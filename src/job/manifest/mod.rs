@@ -33,8 +33,8 @@ pub use self::{
     template::{check_of, check_step, from_template},
 };
 use super::protocol::{
-    BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV, ReferenceOrder,
-    RehearsalOrder, RestoreOrder, RetentionOrder, SHARED_MOUNT, SnapshotOrder,
+    AtRiskOrder, BaselineOrder, DatabaseTask, FenceOrder, GuardOrder, InspectOrder, JobOrder, ORDER_ENV,
+    ReferenceOrder, RehearsalOrder, RestoreOrder, RetentionOrder, SHARED_MOUNT, SnapshotOrder,
 };
 use crate::{
     api::{
@@ -48,6 +48,8 @@ use crate::{
 const FENCE_QUIET_SECONDS: u64 = 5;
 /// How long the guard may read and compare after the runner's commands ended, in seconds.
 const VERDICT_SECONDS: u64 = 600;
+/// How long a count of rows at risk stays for its reader once it has ended, in seconds.
+const AT_RISK_TTL_SECONDS: i32 = 3600;
 /// Scratch space of a rehearsal: a multiple of the database's size for copy, snapshot, failed state and the copy that is
 /// restored, and what ephemeral servers take however small it is.
 const REHEARSAL_FACTOR: i64 = 4;
@@ -334,6 +336,26 @@ pub fn baseline(ctx: &JobContext) -> Result<Job, RenderError> {
         .storage(ctx)
         .keys(ctx);
     Draft { step: "baseline", init: Vec::new(), main, limit_seconds, precious: true }.into_job(ctx)
+}
+
+/// IngestionReenable and Verification, operator image: what a restore would take back now. Made again and again under one name,
+/// so it goes by itself where nobody is left to remove it.
+///
+/// # Errors
+/// [`RenderError`]
+pub fn at_risk(ctx: &JobContext) -> Result<Job, RenderError> {
+    let limit_seconds = ctx.timeouts.snapshot.as_secs();
+    let order = AtRiskOrder {
+        database: identified(ctx, "at-risk")?,
+        baseline_directory: baseline_directory(ctx),
+        limit_seconds,
+    };
+    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::AtRisk(order))?.envs(&ctx.shape.database_env).storage();
+    let mut job = Draft { step: "at-risk", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)?;
+    if let Some(spec) = &mut job.spec {
+        spec.ttl_seconds_after_finished = Some(AT_RISK_TTL_SECONDS);
+    }
+    Ok(job)
 }
 
 /// ImportSnapshot, tool image: the failed state is saved, the snapshot restored with its proof. `step` names the Job:

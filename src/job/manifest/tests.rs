@@ -10,7 +10,7 @@ use memoria_runner::order::{ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 use serde_json::{Value, json};
 
 use super::{
-    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, Storage, UrlSeen,
+    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, Storage, UrlSeen, at_risk,
     baseline, bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, rehearsal,
     restore, snapshot, template_hash, with_input,
 };
@@ -176,6 +176,7 @@ fn all(ctx: &JobContext) -> Vec<(&'static str, Job)> {
         ("gate", checks(ctx, CheckStep::Gate, &[Ordered::plain(&a_check())]).unwrap()),
         ("verify", checks(ctx, CheckStep::Verify, &[Ordered::plain(&a_check())]).unwrap()),
         ("bootstrap", bootstrap(ctx, SERVER).unwrap()),
+        ("at-risk", at_risk(ctx).unwrap()),
         ("parity", parity(ctx, SERVER).unwrap()),
     ]
 }
@@ -332,7 +333,7 @@ fn the_file_is_mounted_as_the_server_has_it_where_it_is_opened_and_nowhere_else(
         }
         // The reference is the first to mount a fresh claim for snapshots, whose volume then is made on its node.
         let placed = pod(&job).affinity.is_some();
-        let somewhere = expected.is_empty() && step != "reference";
+        let somewhere = expected.is_empty() && !["reference", "at-risk"].contains(&step);
         assert_eq!(placed, !somewhere, "{step}");
         assert!(pod(&job).node_name.is_none() && breaches(pod(&job)).is_empty(), "{step}");
     }
@@ -419,7 +420,9 @@ fn every_job_is_ours_alone_runs_once_and_carries_no_token() {
     for (step, job) in all(&context()) {
         let (spec, pod_spec) = (job.spec.as_ref().unwrap(), pod(&job));
         assert_eq!(job.metadata.name.as_deref(), Some(format!("memoria-7-{step}").as_str()));
-        assert!(job.metadata.owner_references.is_none() && spec.ttl_seconds_after_finished.is_none());
+        assert!(job.metadata.owner_references.is_none());
+        // The one that nobody waits for goes by itself.
+        assert_eq!(spec.ttl_seconds_after_finished, (step == "at-risk").then_some(3600), "{step}");
         assert_eq!((spec.backoff_limit, spec.pod_replacement_policy.as_deref()), (Some(0), Some("Failed")));
         assert_eq!(pod_spec.restart_policy.as_deref(), Some("Never"));
         assert_eq!(
@@ -472,7 +475,7 @@ fn only_those_jobs_see_the_database_that_need_it() {
         let seeing: BTreeSet<_> =
             containers(&job).filter(|c| env(c, DATABASE_URL_ENV).is_some()).map(|c| c.name.as_str()).collect();
         let expected: &[&str] = match step {
-            "inspect" | "fence" | "snapshot" | "baseline" | "restore" => &["main"],
+            "inspect" | "fence" | "snapshot" | "baseline" | "at-risk" | "restore" => &["main"],
             "rehearsal" => &["guard"],
             "migrate" => &["guard", "main"],
             _ => &[],

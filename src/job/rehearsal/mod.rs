@@ -26,7 +26,9 @@ use super::{
         SnapshotOrder,
     },
     reference::{self, Reference},
-    report, restore, snapshot, sqlite,
+    report, restore,
+    snapshot::{self, millis},
+    sqlite,
 };
 use crate::{
     api::upgrade::{Category, Engine},
@@ -386,10 +388,6 @@ async fn finish(
 fn ran(result: &RunnerResult) -> String {
     let names: Vec<_> = result.commands.iter().map(|command| command.name.clone()).collect();
     if names.is_empty() { "no migration ran".to_owned() } else { format!("ran {}", dump::first(&names)) }
-}
-
-fn millis(since: Instant) -> i64 {
-    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }
 
 /// What tools say when their server or its disk fails them.

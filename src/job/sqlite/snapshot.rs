@@ -1,7 +1,13 @@
 //! SnapshotExport: the file held exclusively, its digests, a copy by the backup API, read back, and restored into a new
 //! file once more; the manifest last. Repeating it is harmless: what has a manifest is only checked again.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rusqlite::Connection;
 use tracing::info;
@@ -11,7 +17,7 @@ use super::{
         context::Context,
         portable,
         protocol::{JobReport, SnapshotOrder},
-        snapshot::{again, answer, clear, keep_rescue, keep_schema, make_directory},
+        snapshot::{again, answer, clear, keep_rescue, keep_schema, make_directory, millis},
     },
     place::Place,
 };
@@ -120,7 +126,9 @@ pub(super) fn store(
     manifest::sync_directory(directory)?;
     let file: StoredFile = manifest::hash_file(&kept).map_err(Error::io("reading back", &kept))?;
     info!(bytes = file.bytes, sha256 = file.sha256, "the copy was read back");
+    let proving = Instant::now();
     prove(content, &kept, scratch)?;
+    let scratch_restore_millis = Some(millis(proving));
     let portable = portable::of_sqlite(about.portable, about.recipients.clone(), directory, &content.data)?;
     let mut files: BTreeMap<_, _> = keep_rescue(directory, about.rescue.as_deref())?.into_iter().collect();
     files.extend([(DATABASE.to_owned(), file), (SCHEMA.to_owned(), keep_schema(directory, &content.schema)?)]);
@@ -146,6 +154,7 @@ pub(super) fn store(
         tables: content.data.tables.clone(),
         sequences: content.data.sequences.clone(),
         restored_in_scratch: true,
+        scratch_restore_millis,
         files,
         portable,
         encryption: about.recipients.described(),

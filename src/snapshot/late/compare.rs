@@ -37,16 +37,21 @@ pub async fn compare(
     scratch: &Path,
 ) -> Result<Late> {
     let mut late = Late::new(sha256);
-    let live: BTreeMap<&str, &Relation> = schema.tables().collect();
-    let names: BTreeSet<&str> = live.keys().copied().chain(baseline.tables.keys().map(String::as_str)).collect();
-    for (number, name) in names.into_iter().enumerate() {
+    for (number, sides) in sides(schema, kept, baseline).into_iter().enumerate() {
         let mut output = Output::create(directory.join(file_name(number + 1)))?;
-        let spool = Output::create(scratch.join("late.keys"))?;
-        let sides =
-            Sides { name, live: live.get(name).copied(), kept: baseline.tables.get(name).map(|table| (kept, table)) };
-        let (found, spool) = sides.merge(session, &mut output, spool).await?;
+        let mut spool = Output::create(scratch.join("late.keys"))?;
+        // Deleted keys are written at once, the others' kept for asking for their rows.
+        let found = sides.merge(session, |difference| match difference {
+            Difference::Inserted(line) => spool.line(format!("{}{}i", line.key(), line.hash()).as_bytes()),
+            Difference::Updated { now, before } => {
+                spool.line(format!("{}{}u{}", now.key(), now.hash(), before.hash()).as_bytes())
+            }
+            Difference::Deleted(line) => output.line(line.deleted().as_bytes()),
+        });
+        let found = found.await?;
+        let spool = spool.finish()?;
         if let Some(table) = sides.live {
-            rows(session, (name, table), &spool, &mut output).await?;
+            rows(session, (sides.name, table), &spool, &mut output).await?;
         }
         let _ = fs::remove_file(&spool);
         let columns = sides.live.map(|table| table.columns.keys().cloned().collect());
@@ -54,6 +59,42 @@ pub async fn compare(
     }
     late.keep(directory)?;
     Ok(late)
+}
+
+/// Counts what differs, and sets nothing aside: by table those with any, most first.
+pub async fn count(
+    session: &mut PgConnection,
+    schema: &Schema,
+    (kept, baseline): (&Path, &Baseline),
+) -> Result<Vec<TableLate>> {
+    let mut tables = Vec::new();
+    for sides in sides(schema, kept, baseline) {
+        let found = sides.merge(session, |_| Ok(())).await?;
+        if found.rows() > 0 {
+            tables.push(found);
+        }
+    }
+    tables.sort_by_key(|table| std::cmp::Reverse(table.rows()));
+    Ok(tables)
+}
+
+/// Every table of either side, by name.
+fn sides<'a>(schema: &'a Schema, kept: &'a Path, baseline: &'a Baseline) -> Vec<Sides<'a>> {
+    let live: BTreeMap<&str, &Relation> = schema.tables().collect();
+    let names: BTreeSet<&str> = live.keys().copied().chain(baseline.tables.keys().map(String::as_str)).collect();
+    let of = |name| Sides {
+        name,
+        live: live.get(name).copied(),
+        kept: baseline.tables.get(name).map(|table| (kept, table)),
+    };
+    names.into_iter().map(of).collect()
+}
+
+/// How a row differs from the baseline.
+enum Difference<'a> {
+    Inserted(&'a Line),
+    Updated { now: &'a Line, before: &'a Line },
+    Deleted(&'a Line),
 }
 
 /// One table, now and at the baseline.
@@ -64,13 +105,12 @@ struct Sides<'a> {
 }
 
 impl Sides<'_> {
-    /// Walks both sides in step. Deleted keys are written at once, the others' kept for asking for their rows.
+    /// Walks both sides in step, and tells each row that differs.
     async fn merge(
         &self,
         session: &mut PgConnection,
-        output: &mut Output,
-        mut spool: Output,
-    ) -> Result<(TableLate, PathBuf)> {
+        mut tell: impl FnMut(Difference<'_>) -> Result<()>,
+    ) -> Result<TableLate> {
         let mut found = TableLate { table: self.name.to_owned(), ..TableLate::default() };
         let sql = self.live.map(|table| lines_sql(self.name, table));
         let mut now = Live { name: self.name, stream: None, pending: Vec::new(), start: 0 };
@@ -91,15 +131,15 @@ impl Sides<'_> {
             match (&here, &there) {
                 (Some(line), _) if order == Ordering::Less => {
                     found.inserted += 1;
-                    spool.line(format!("{}{}i", line.key(), line.hash()).as_bytes())?;
+                    tell(Difference::Inserted(line))?;
                 }
                 (_, Some(line)) if order == Ordering::Greater => {
                     found.deleted += 1;
-                    output.line(line.deleted().as_bytes())?;
+                    tell(Difference::Deleted(line))?;
                 }
                 (Some(line), Some(before)) if line.hash() != before.hash() => {
                     found.updated += 1;
-                    spool.line(format!("{}{}u{}", line.key(), line.hash(), before.hash()).as_bytes())?;
+                    tell(Difference::Updated { now: line, before })?;
                 }
                 _ => {}
             }
@@ -110,7 +150,7 @@ impl Sides<'_> {
                 there = then.next().await?;
             }
         }
-        Ok((found, spool.finish()?))
+        Ok(found)
     }
 }
 

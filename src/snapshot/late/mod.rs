@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use super::{digest::hash_sql, quote_ident, schema::Relation};
 use crate::api::upgrade::DatabaseIdentity;
 
-pub use compare::compare;
+pub use compare::{compare, count};
 pub use keep::{keep, read, verify};
 pub(super) use reapply::carry_forward;
 pub use reapply::{Request as Reapply, reapply};

@@ -54,7 +54,7 @@ impl Late {
     /// Takes up a table's file, which is removed where nothing was written late.
     pub(in crate::snapshot) fn add(&mut self, found: TableLate, columns: Vec<String>, output: Output) -> Result<()> {
         let path = output.finish()?;
-        if found.inserted + found.updated + found.deleted == 0 {
+        if found.rows() == 0 {
             return fs::remove_file(&path).map_err(Error::io("removing", &path));
         }
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -70,7 +70,7 @@ impl Late {
 
     /// Writes `late.json`, after all files.
     pub(in crate::snapshot) fn keep(&mut self, directory: &Path) -> Result<()> {
-        self.tables.sort_by_key(|table| std::cmp::Reverse(table.inserted + table.updated + table.deleted));
+        self.tables.sort_by_key(|table| std::cmp::Reverse(table.rows()));
         let mut summary = Output::create(directory.join(LATE))?;
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::Order { what: error.to_string() })?;
         summary.line(text.as_bytes())?;

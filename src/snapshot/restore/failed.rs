@@ -102,6 +102,7 @@ pub async fn save(
             sequences: data.sequences.clone(),
             // Nothing goes back to it by itself; a person who wants to will see.
             restored_in_scratch: false,
+            scratch_restore_millis: None,
             files: [(DUMP.to_owned(), dumped), (SCHEMA.to_owned(), schema_file)].into(),
             ..snapshot.clone()
         };

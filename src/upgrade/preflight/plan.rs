@@ -24,6 +24,7 @@ use crate::{
     job::protocol::{Facts, JobReport},
     rescue::RescueState,
     upgrade::{
+        at_risk,
         phase::{RESTORE, RESTORE_ACCEPTED},
         seen::{JobState, Switch},
     },
@@ -248,6 +249,10 @@ fn jobs(
         jobs.push((step.as_str(), manifest::checks(context, step, &before)?));
     }
     jobs.push(("baseline", manifest::baseline(context)?));
+    // Nobody reads an SQLite file beside the Server that holds it.
+    if context.engine.is_postgresql() {
+        jobs.push((at_risk::STEP, manifest::at_risk(context)?));
+    }
     for step in [RESTORE, RESTORE_ACCEPTED] {
         jobs.push((step, restore(question, context, step)?));
     }

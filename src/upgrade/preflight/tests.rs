@@ -305,7 +305,7 @@ fn a_plan_pins_images_by_digest_and_its_hash_covers_all() {
     let steps: Vec<_> = plan.jobs.iter().map(|job| job.step.as_str()).collect();
     assert_eq!(
         steps,
-        ["fence", "snapshot", "migrate", "baseline", "restore", "restore-accepted", "bootstrap", "parity"]
+        ["fence", "snapshot", "migrate", "baseline", "at-risk", "restore", "restore-accepted", "bootstrap", "parity"]
     );
     assert!(status.plan.unwrap().inferred.iter().any(|text| text == "targets[server].container: server"));
     assert_eq!(plan.plan_hash, digest_plan(&plan).unwrap());
