@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::upgrade::{Category, TableLate},
-    snapshot::{Result, late, schema, session::execute, sqlite::blocking},
+    snapshot::{Result, archive::Part, late, schema, session::execute, sqlite::blocking},
 };
 
 const STEP: &str = "at-risk";
@@ -40,6 +40,7 @@ pub fn not_of_files() -> JobReport {
 async fn count(context: &Context, order: &AtRiskOrder) -> Result<JobReport> {
     let started = Instant::now();
     let directory = context.below_storage(&order.baseline_directory)?;
+    context.bring(&order.baseline_directory, Part::Files).await?;
     let kept = directory.clone();
     let found = blocking(move || {
         let found = late::read(&kept)?;

@@ -79,7 +79,7 @@ async fn a_wrong_key_is_refused_in_pre_flight_and_the_right_one_upgrades() -> Ou
         let (phase, reason, message) = standing(&release);
         ensure!(reason == "PreFlightFailed", "{phase}/{reason}: {message}");
         ensure!(message.contains("could not be read again"), "it does not say what is wrong: {message}");
-        ensure!(message.contains(&right.to_public().to_string()), "it does not name the recipient: {message}");
+        ensure!(message.contains("spec.snapshot.encryption"), "it does not name the field: {message}");
         untouched(site, &before).await?;
 
         keys(site, &right, None).await?;

@@ -350,7 +350,10 @@ pub fn at_risk(ctx: &JobContext) -> Result<Job, RenderError> {
         baseline_directory: baseline_directory(ctx),
         limit_seconds,
     };
-    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::AtRisk(order))?.envs(&ctx.shape.database_env).storage();
+    let main = ours(ctx, MAIN, &ctx.operator_image, &JobOrder::AtRisk(order))?
+        .envs(&ctx.shape.database_env)
+        .storage(ctx)
+        .keys(ctx);
     let mut job = Draft { step: "at-risk", init: Vec::new(), main, limit_seconds, precious: false }.into_job(ctx)?;
     if let Some(spec) = &mut job.spec {
         spec.ttl_seconds_after_finished = Some(AT_RISK_TTL_SECONDS);

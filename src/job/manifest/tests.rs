@@ -10,9 +10,9 @@ use memoria_runner::order::{ORDER_ENV as RUNNER_ORDER_ENV, RunnerOrder};
 use serde_json::{Value, json};
 
 use super::{
-    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, Storage, UrlSeen, at_risk,
-    baseline, bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference, rehearsal,
-    restore, snapshot, template_hash, with_input,
+    CheckStep, DataMount, JobContext, MAIN, Ordered, PodShape, Probe, RenderError, ShapeError, Storage, UrlSeen,
+    at_risk, baseline, bootstrap, checks, defaults, fence, inspect, migrate, node_named, parity, probe, reference,
+    rehearsal, restore, snapshot, template_hash, with_input,
 };
 use crate::{
     api::{
@@ -253,7 +253,7 @@ fn only_our_containers_that_need_it_reach_the_archive_and_only_those_that_need_t
                 mounts(c, &["recipients", "identity"]) || variables.iter().any(|name| env(c, name).is_some())
             });
             let (reaches, reads): (&[&str], &[&str]) = match step {
-                "snapshot" | "baseline" | "restore" => (&["main"], &["main"]),
+                "snapshot" | "baseline" | "at-risk" | "restore" => (&["main"], &["main"]),
                 "reference" | "migrate" => (&["guard"], &["guard"]),
                 "rehearsal" => (&["guard"], &[]),
                 _ => (&[], &[]),

@@ -159,9 +159,9 @@ impl Keys {
         if recipients.is_empty() || self.0.iter().any(is_one) {
             return Ok(());
         }
-        let to = recipients.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        // Not by name: in a release they stand in a Secret, and what does is never repeated.
         let why = if self.is_empty() { "no identity is given" } else { "the identity is none of theirs" };
-        Err(Error::Key { what: format!("what is encrypted to {to} could not be read again: {why}") })
+        Err(Error::Key { what: format!("what is encrypted to the recipients could not be read again: {why}") })
     }
 
     /// Refuses an export that they do not open, by what its manifest says.
