@@ -27,7 +27,6 @@ use super::{
         encryption::SUFFIX,
         manifest::{Found, find},
     },
-    restore::EVIDENCE,
     sqlite::beside,
     store::{
         Entries, Hashing, Place, UPLOAD,
@@ -42,8 +41,9 @@ pub const RECIPIENTS_FILE_ENV: &str = "MEMORIA_OPERATOR_RECIPIENTS_FILE";
 /// Names a file with identities of age: what is kept encrypted is read with them.
 pub const IDENTITY_FILE_ENV: &str = "MEMORIA_OPERATOR_IDENTITY_FILE";
 
-/// These hold names, counts and hashes, and no row. They stay readable, so that whoever has no identity sees what is there.
-const NOTES: [&str; 8] = [MANIFEST, BASELINE, SCHEMA, REFERENCE, RESCUE, LATE, EVIDENCE, ERASED];
+/// These hold names, counts and hashes, and no value of a row, neither a key. They stay readable, so that whoever has no identity
+/// sees what is there.
+const NOTES: [&str; 7] = [MANIFEST, BASELINE, SCHEMA, REFERENCE, RESCUE, LATE, ERASED];
 /// One of these stands for all that lies beside it, and is kept last.
 const CLOSING: [&str; 2] = [MANIFEST, BASELINE];
 

@@ -21,15 +21,8 @@ use crate::{
 };
 
 /// What may lie open: names, counts and hashes.
-const NOTES: [&str; 7] = [
-    "baseline.json",
-    "evidence-restore.json",
-    "late.json",
-    "manifest.json",
-    "reference.json",
-    "rescue.json",
-    "schema.json",
-];
+const NOTES: [&str; 6] =
+    ["baseline.json", "late.json", "manifest.json", "reference.json", "rescue.json", "schema.json"];
 
 #[tokio::test]
 async fn an_attempt_goes_back_from_an_encrypted_bucket() -> Outcome {
@@ -54,7 +47,7 @@ async fn an_attempt_goes_back_from_an_encrypted_bucket() -> Outcome {
         let described = serde_json::to_string(&kept)?;
         ensure!(described.contains(&url("memoria")), "it does not say where the snapshot is: {described}");
         let found = only_notes_lie_open(&s3.object("memoria"))?;
-        for name in ["database.dump.age", "failed/database.dump.age", "failed/evidence-restore.json", "manifest.json"] {
+        for name in ["database.dump.age", "failed/database.dump.age", "failed/evidence-restore.json.age", "manifest.json"] {
             let name = format!("{}/{name}", kept.directory);
             ensure!(found.contains(&name), "{name} is not among {found:?}");
         }

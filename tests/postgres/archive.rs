@@ -63,7 +63,8 @@ async fn goes_and_comes_back(variables: Vec<(String, String)>, kept: &dyn Fn(&st
         ready.is_the_snapshot().await;
     }
     let failed = kept(FAILED);
-    for name in ["database.dump.age", "evidence-restore.json", "late-0002.ndjson.age", "late.json", "manifest.json"] {
+    for name in ["database.dump.age", "evidence-restore.json.age", "late-0002.ndjson.age", "late.json", "manifest.json"]
+    {
         assert!(failed.iter().any(|found| found == name), "{failed:?}");
     }
 }

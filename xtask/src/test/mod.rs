@@ -3,6 +3,8 @@
 
 mod apiserver;
 mod cluster_core;
+#[cfg(test)]
+mod documents;
 mod getting_started;
 mod matrix;
 mod quick;
