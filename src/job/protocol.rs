@@ -138,6 +138,9 @@ pub struct RetentionOrder {
     pub release_uid: String,
     /// The newest whole ones that stay; 1 at least.
     pub keep_last: u32,
+    /// Those that are older than so many seconds go, but never the newest whole one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_seconds: Option<u64>,
     /// Attempts that may still need theirs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needed: Vec<String>,

@@ -71,7 +71,13 @@ fn past(all: &Place, own: &Place, order: &RetentionOrder) -> Result<Vec<String>>
     whole.sort();
     let keep = usize::try_from(order.keep_last).unwrap_or(usize::MAX).max(1);
     let limit = SystemTime::now().checked_sub(ABANDONED).unwrap_or(SystemTime::UNIX_EPOCH);
-    let old = whole.iter().take(whole.len().saturating_sub(keep)).map(|(_, name)| name);
+    let oldest = order.max_age_seconds.and_then(|age| SystemTime::now().checked_sub(Duration::from_secs(age)));
+    let too_old = |read_at: jiff::Timestamp| oldest.is_some_and(|oldest| SystemTime::from(read_at) < oldest);
+    let newest = whole.len().saturating_sub(1);
+    let goes = |(number, (read_at, _)): &(usize, &(jiff::Timestamp, String))| {
+        *number < whole.len().saturating_sub(keep) || (*number < newest && too_old(*read_at))
+    };
+    let old = whole.iter().enumerate().filter(goes).map(|(_, (_, name))| name);
     let abandoned = begun.iter().filter(|(at, _)| *at < limit).map(|(_, name)| name);
     Ok(old.chain(abandoned).filter(|name| !order.needed.contains(*name)).cloned().collect())
 }
@@ -167,7 +173,10 @@ mod tests {
 
         fn prune(&self, keep_last: u32, needed: &[&str]) -> Pruned {
             let needed = needed.iter().map(|name| (*name).to_owned()).collect();
-            let order = RetentionOrder { release_uid: "u".to_owned(), keep_last, needed };
+            self.prune_by(RetentionOrder { release_uid: "u".to_owned(), keep_last, max_age_seconds: None, needed })
+        }
+
+        fn prune_by(&self, order: RetentionOrder) -> Pruned {
             prune(&Place::Directory(self.0.path().join("run")), &order).unwrap()
         }
     }
@@ -184,6 +193,28 @@ mod tests {
         assert_eq!(volume.prune(1, &["prod-3"]).removed, ["prod-4"]);
         assert_eq!(volume.prune(0, &[]).removed, ["prod-3"]);
         assert_eq!((volume.prune(0, &[]), volume.names()), (Pruned::default(), vec!["prod-5".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_too_old_goes_but_for_the_newest_and_what_is_needed() {
+        let volume = Volume::new();
+        for day in 1..=4 {
+            volume.snapshot(&format!("prod-{day}"), day, "u");
+        }
+        let order = |max_age_seconds| RetentionOrder {
+            release_uid: "u".to_owned(),
+            keep_last: 10,
+            max_age_seconds: Some(max_age_seconds),
+            needed: vec!["prod-2".to_owned()],
+        };
+        // Since the beginning of that January.
+        let since =
+            jiff::Timestamp::now().duration_since("2026-01-01T00:00:00Z".parse().unwrap()).as_secs().cast_unsigned();
+        assert_eq!(volume.prune_by(order(since + 60)), Pruned::default());
+        // The 1st is too old, the 2nd is not yet.
+        assert_eq!(volume.prune_by(order(since - 3600)).removed, ["prod-1"]);
+        assert_eq!(volume.prune_by(order(3600)).removed, ["prod-3"]);
+        assert_eq!(volume.names(), ["prod-2", "prod-4"]);
     }
 
     #[test]

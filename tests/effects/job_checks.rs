@@ -64,7 +64,12 @@ fn context(world: &World) -> JobContext {
         encryption: None,
         storage_directory: String::new(),
         portable: false,
-        retention: RetentionOrder { release_uid: String::new(), keep_last: 1, needed: Vec::new() },
+        retention: RetentionOrder {
+            release_uid: String::new(),
+            keep_last: 1,
+            max_age_seconds: None,
+            needed: Vec::new(),
+        },
         timeouts: world.release.spec.timeouts.clone(),
         identity: None,
         engine: Engine::default(),

@@ -104,7 +104,7 @@ fn preflight(retention: Option<RetentionOrder>) -> JobOrder {
 }
 
 fn retention(keep_last: u32) -> Option<RetentionOrder> {
-    Some(RetentionOrder { release_uid: RELEASE.to_owned(), keep_last, needed: Vec::new() })
+    Some(RetentionOrder { release_uid: RELEASE.to_owned(), keep_last, max_age_seconds: None, needed: Vec::new() })
 }
 
 #[tokio::test]

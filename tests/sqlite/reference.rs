@@ -92,8 +92,12 @@ async fn old_snapshots_go_before_the_free_space_is_measured_and_are_named() {
         order.directory = directory.to_owned();
         site.other_pod().run(&JobOrder::Snapshot(order)).await.is(true, "Done", None);
     }
-    let retention =
-        RetentionOrder { release_uid: site.task("run-1").release_uid, keep_last: 1, needed: vec!["prod-2".to_owned()] };
+    let retention = RetentionOrder {
+        release_uid: site.task("run-1").release_uid,
+        keep_last: 1,
+        max_age_seconds: None,
+        needed: vec!["prod-2".to_owned()],
+    };
     let order = ReferenceOrder {
         attempt: "run-1".to_owned(),
         directory: "prod-0b8ff1f4/run-1".to_owned(),

@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::KeyRef;
+use crate::api::GoDuration;
 
 /// Where the snapshot is kept.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,12 @@ pub struct Retention {
     #[serde(default = "keep_last")]
     #[schemars(range(min = 1, max = 1000))]
     pub keep_last: i32,
+    /// Those that were taken longer ago go even if they are among them, but never the newest whole one, nor those that stay in
+    /// any case; from `1h` on. Like the others they go when a pre-flight begins, and not before. Default: no age is too
+    /// high. Example: `2160h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("duration(self) >= duration('1h')", "maxAge is the age from which on a snapshot goes: at least 1h"))]
+    pub max_age: Option<GoDuration>,
 }
 
 const fn yes() -> bool {
@@ -53,7 +60,7 @@ const fn keep_last() -> i32 {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { keep_last: keep_last() }
+        Self { keep_last: keep_last(), max_age: None }
     }
 }
 

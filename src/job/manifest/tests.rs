@@ -81,6 +81,7 @@ fn context() -> JobContext {
         retention: RetentionOrder {
             release_uid: "0c9e4a1e".to_owned(),
             keep_last: 3,
+            max_age_seconds: None,
             needed: vec!["memoria-6".to_owned()],
         },
         timeouts: Timeouts::default(),

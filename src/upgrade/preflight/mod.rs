@@ -560,6 +560,7 @@ impl<'a> Run<'a> {
             retention: RetentionOrder {
                 release_uid: uid.clone(),
                 keep_last: u32::try_from(spec.snapshot.retention.keep_last).unwrap_or(1),
+                max_age_seconds: spec.snapshot.retention.max_age.map(|age| age.as_secs()),
                 needed: self.question.needed_attempts.to_vec(),
             },
             timeouts: spec.timeouts.clone(),

@@ -659,13 +659,18 @@ fn reference_order(job: &Job) -> ReferenceOrder {
 #[test]
 fn which_snapshots_stay_is_in_the_order_of_the_job_that_measures_free_space() {
     let mut case = case();
-    case.spec(json!({"snapshot": {"retention": {"keepLast": 7}}}));
+    case.spec(json!({"snapshot": {"retention": {"keepLast": 7, "maxAge": "720h"}}}));
     case.known = vec!["memoria-0".into()];
     case.inspected(|_| {});
     case.probed();
     let Answer::Checking { jobs, .. } = case.ask() else { panic!() };
     let uid = case.release.metadata.uid.clone().unwrap();
-    let expected = RetentionOrder { release_uid: uid, keep_last: 7, needed: vec!["memoria-0".into()] };
+    let expected = RetentionOrder {
+        release_uid: uid,
+        keep_last: 7,
+        max_age_seconds: Some(720 * 3600),
+        needed: vec!["memoria-0".into()],
+    };
     assert_eq!(reference_order(&jobs[0]).retention, Some(expected));
 }
 
