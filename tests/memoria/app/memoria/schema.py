@@ -38,11 +38,14 @@ SCHEMA_LOCK = 7_266_834_104
 def locked(engine: Engine) -> Iterator[Connection]:
     """A transaction in which no other process of Memoria creates tables.
 
-    Several workers of several pods start at once, and on PostgreSQL even CREATE TABLE IF NOT EXISTS races.
+    Several workers of several pods start at once, and on PostgreSQL even CREATE TABLE IF NOT EXISTS races. On SQLite the
+    driver begins no transaction before the first row is written, so another could create a table after the look for it.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield connection
 
 
