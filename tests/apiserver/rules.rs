@@ -359,6 +359,13 @@ async fn each_rule_refuses_with_its_message_and_accepts_what_it_asks_for() {
         )
         .await,
         tried(
+            "maxAge is the age from which on a snapshot goes: at least 1h",
+            release(),
+            &[("spec.snapshot", json!({"retention": {"maxAge": "59m"}}))],
+            &[("spec.snapshot", json!({"retention": {"maxAge": "1h"}}))],
+        )
+        .await,
+        tried(
             "names goes with mode: Named, and only with it",
             release(),
             &[("spec.migrations", json!({"names": ["add_consents"]}))],
