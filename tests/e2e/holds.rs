@@ -16,7 +16,8 @@ use crate::{
     environment,
     failures::{next_action, untouched, writers_are_stopped},
     good::is_upgraded,
-    site::{Options, SOON, Site, TO, UPGRADED, condition, ready, standing, with_site},
+    rollback::write_as_a_client,
+    site::{FROM, Options, SOON, Site, TO, UPGRADED, condition, ready, standing, with_site},
     sqlite::SQLITE,
 };
 
@@ -128,6 +129,36 @@ async fn held_in_every_stage(site: &Site) -> Outcome {
     let events = site.event_reasons().await?;
     ensure!(["Held", "HoldLeft"].iter().all(|reason| events.iter().any(|e| e == reason)), "{events:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn rows_at_risk_are_counted_while_an_attempt_holds_after_clients_were_let_in() -> Outcome {
+    with_site("holds-at-risk", Options::default(), async |site| {
+        let mut release = site.new_release()?;
+        release.spec.checks.push(late("late-verify", "AfterIngestion")?);
+        site.adopt_as(&release).await?;
+        site.set_version(TO).await?;
+        let cost = |release: &MemoriaRelease| release.status.as_ref().and_then(|status| status.rollback.clone());
+        let none = site.until("a way back that costs no row", UPGRADED, |release| {
+            cost(release).filter(|cost| cost.rows_at_risk == Some(0))
+        });
+        ensure!(none.await?.rows_at_risk_at.is_none(), "somebody counted before a client was let in");
+        held(site, "Verification", "CheckInconclusive").await?;
+        write_as_a_client(site, [3, 1, 2]).await?;
+        // The first count comes three minutes after clients were let in, and may be of the moment before.
+        let counted = site.until("six rows at risk", UPGRADED, |release| {
+            cost(release).filter(|cost| cost.rows_at_risk.is_some_and(|rows| rows >= 6))
+        });
+        let counted = counted.await?;
+        ensure!(counted.rows_at_risk_at.is_some() && counted.estimate_seconds.is_some_and(|s| s > 0), "{counted:?}");
+        ensure!(counted.to_version == FROM, "{counted:?}");
+        serve(site, "late-verify").await?;
+        let release = site.until_ended(Ended::Succeeded).await?;
+        ensure!(cost(&release).is_none(), "a way back is offered that nobody goes: {:?}", cost(&release));
+        ensure!(release.status.is_some_and(|status| status.current.is_some_and(|now| now.version == TO)));
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
