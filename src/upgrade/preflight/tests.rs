@@ -1,7 +1,9 @@
 //! Pre-flight from a spec and two Deployments to a plan, and every reason not to make one.
 
 mod rehearsal;
+mod settings;
 mod sqlite;
+mod storage;
 mod templates;
 
 use std::collections::BTreeMap;
@@ -377,89 +379,6 @@ fn tables_to_carry_forward_are_looked_for_and_pinned() {
 }
 
 #[test]
-fn settings_are_merged_from_both_images_defaults_and_pinned_by_hash() {
-    let mut case = case();
-    let output = "agents: {max_parallel: 4}\nmemory: {team_mode: true, gone: 1}\ndatabase: {migration_auto: false}\n";
-    case.configured(output);
-    case.inspected(|_| {});
-    case.probed();
-    let Answer::Checking { jobs, .. } = case.ask() else { panic!() };
-    let run = run_name(&case.release);
-    assert_eq!(names(&jobs), ["reference", "defaults", "defaults-prior"].map(|step| format!("{run}-{step}")));
-    let pod = jobs[1].spec.as_ref().unwrap().template.spec.as_ref().unwrap();
-    let container = &pod.containers[0];
-    assert_eq!(container.image.as_deref(), Some(format!("r/server:1.0.0@{DIGEST}").as_str()));
-    assert!(!serde_json::to_string(container).unwrap().contains("secretKeyRef"), "it knows no database");
-    case.referenced();
-    assert!(matches!(case.ask(), Answer::Checking { .. }));
-    case.told("defaults", DEFAULTS);
-    case.told("defaults-prior", PRIOR_DEFAULTS);
-    case.dry_run = Some(Vec::new());
-    let Answer::Planned { plan, status } = case.ask() else { panic!("{:?}", case.ask()) };
-    let config = plan.config.unwrap();
-    assert_eq!((config.output_uid.as_str(), config.kept_in.as_str()), ("uid-config", "memoria-1-config"));
-    let merged =
-        "agents:\n  max_parallel: 8\nmemory:\n  team_mode: true\n  gone: 1\ndatabase:\n  migration_auto: false\n";
-    assert_eq!(config.new_sha256, sha256(merged));
-    let summary = "1 default adopted, 1 override kept, 1 obsolete: memory.gone";
-    assert_eq!(status.plan.unwrap().config.as_deref(), Some(summary));
-    assert!(status.checks.iter().any(|check| check.name == "config" && check.message.contains(summary)));
-}
-
-#[test]
-fn a_prior_image_without_defaults_is_said_and_no_failure() {
-    let mut case = case();
-    case.configured("agents: {max_parallel: 6}\n");
-    case.inspected(|_| {});
-    case.probed();
-    case.referenced();
-    case.told("defaults", DEFAULTS);
-    let report = JobReport {
-        v: 1,
-        ok: false,
-        reason: "NoDefaults".into(),
-        message: "the image has no config.example.yaml".into(),
-        category: Some(Category::Environment),
-        facts: None,
-    };
-    let state = JobState::Finished { succeeded: false, report: Some(report), detail: "exit 1".into() };
-    case.jobs.insert("defaults-prior".into(), JobSeen { uid: "u".into(), state, image_id: None, ttl_armed: false });
-    case.dry_run = Some(Vec::new());
-    let Answer::Planned { status, .. } = case.ask() else { panic!("{:?}", case.ask()) };
-    assert!(status.checks.iter().any(|check| check.message.contains("the prior image does not tell its defaults")));
-}
-
-#[test]
-fn settings_that_cannot_be_written_are_refused_with_the_fix() {
-    type Change = fn(&mut Case);
-    let cases: [(Change, &str); 4] = [
-        (|case| case.configured("agents: {max_parallel: 6}\n"), "sets agents.max_parallel, which are no defaults"),
-        (|case| case.configured("a: [\n"), "configmap/memoria-config key \"config.yaml\": line "),
-        (
-            |case| case.adopted.targets[0].workload.template.spec.as_mut().unwrap().volumes = None,
-            "no target reads configmap/memoria-config",
-        ),
-        (
-            |case| case.adopted.config.as_mut().unwrap().overrides = Some("a: 1\na: 2\n".into()),
-            "configmap/memoria-overrides key \"config.yaml\": line 2: the key a stands there twice",
-        ),
-    ];
-    for (change, expected) in cases {
-        let mut case = case();
-        case.configured("agents: {max_parallel: 4}\n");
-        change(&mut case);
-        case.inspected(|_| {});
-        case.probed();
-        case.referenced();
-        case.told("defaults", DEFAULTS);
-        case.told("defaults-prior", PRIOR_DEFAULTS);
-        let (reason, message) = refused(case.ask());
-        assert_eq!(reason, reason::PREFLIGHT_FAILED);
-        assert!(message.contains(expected), "{message}");
-    }
-}
-
-#[test]
 fn a_refused_dry_run_is_a_failed_check() {
     let mut case = case();
     case.inspected(|_| {});
@@ -482,20 +401,6 @@ fn a_run_whose_pods_would_not_be_admitted_ends_before_a_job_is_made() {
     };
     assert_eq!((reason, status.finished_at), (reason::PREFLIGHT_FAILED, Some(Time(case.now))));
     assert!(message.starts_with("admit-job-inspect: could not create pod/x"), "{message}");
-}
-
-#[test]
-fn a_claim_for_snapshots_that_the_release_names_must_be_there() {
-    let mut case = case();
-    case.spec(json!({"snapshot": {"storage": {"persistentVolumeClaim": {"claimName": "backup"}}}}));
-    let (reason, message) = refused(case.ask());
-    assert_eq!(reason, reason::PREFLIGHT_FAILED);
-    for part in ["persistentvolumeclaim/backup does not exist", "spec.snapshot.storage.persistentVolumeClaim.claimName"]
-    {
-        assert!(message.contains(part), "{message}");
-    }
-    case.adopted.storage = Some(StorageFound { claim: "backup".into(), nodes: None });
-    assert!(matches!(case.ask(), Answer::Checking { .. }));
 }
 
 #[test]
@@ -586,92 +491,6 @@ fn only_listed_migrations_may_be_named() {
     case.probed();
     case.referenced();
     assert!(refused(case.ask()).1.contains("\"add_z\", which the new version does not list (add_a, add_b)"));
-}
-
-#[test]
-fn a_bucket_needs_no_claim_and_stands_in_plan_and_jobs_with_its_retention() {
-    let mut case = case();
-    case.spec(json!({"snapshot": {
-        "storage": {"objectStore": {"url": "s3://backups/m", "credentialsSecretRef": {"name": "s3"}}},
-        "encryption": {
-            "recipientsFrom": {"secretKeyRef": {"name": "snap-key", "key": "age.pub"}},
-            "identityFrom": {"secretKeyRef": {"name": "snap-key", "key": "age.key"}},
-        },
-    }}));
-    case.inspected(|_| {});
-    case.probed();
-    let Answer::Checking { jobs, claim, .. } = case.ask() else { panic!() };
-    assert_eq!(claim, None);
-    let pod = jobs[0].spec.clone().unwrap().template.spec.unwrap();
-    assert!(pod.volumes.unwrap().iter().all(|volume| volume.persistent_volume_claim.is_none()));
-    let order = reference_order(&jobs[0]);
-    assert_eq!(order.retention.map(|retention| retention.keep_last), Some(3));
-    assert!(order.needed_bytes > 0, "the workplace must have the space");
-    case.referenced();
-    let Answer::DryRun { plan, .. } = case.ask() else { panic!("{:?}", case.ask()) };
-    let storage = json!({"url": "s3://backups/m", "directory": plan.storage.directory, "encrypted": true});
-    assert_eq!(serde_json::to_value(&plan.storage).unwrap(), storage);
-    let text = |step: &str| plan.jobs.iter().find(|job| job.step == step).unwrap().manifest.to_string();
-    for step in ["snapshot", "baseline", "restore"] {
-        for part in ["s3://backups/m", "AWS_SECRET_ACCESS_KEY", "age.key", "age.pub"] {
-            assert!(text(step).contains(part), "{step} lacks {part}");
-        }
-    }
-    assert!(!text("fence").contains("s3://") && !text("bootstrap").contains("AWS_"));
-}
-
-#[test]
-fn a_plan_only_run_touches_no_bucket_but_its_plan_does() {
-    let mut case = case();
-    case.spec(json!({"mode": "Plan", "snapshot": {"storage": {"objectStore": {"url": "s3://backups"}}}}));
-    case.inspected(|_| {});
-    case.probed();
-    let Answer::Checking { jobs, .. } = case.ask() else { panic!() };
-    assert!(!serde_json::to_string(&jobs[0]).unwrap().contains("s3://"));
-    case.referenced();
-    let Answer::DryRun { plan, .. } = case.ask() else { panic!("{:?}", case.ask()) };
-    assert_eq!(plan.storage.to_string(), "s3://backups");
-}
-
-#[test]
-fn a_plan_only_run_makes_no_claim_and_mounts_none() {
-    let mut case = case();
-    case.spec(json!({"mode": "Plan"}));
-    case.inspected(|_| {});
-    case.probed();
-    let Answer::Checking { jobs, claim, .. } = case.ask() else { panic!() };
-    assert_eq!(claim, None);
-    let volumes = jobs[0].spec.clone().unwrap().template.spec.unwrap().volumes.unwrap();
-    assert!(volumes.iter().all(|volume| volume.persistent_volume_claim.is_none()));
-    assert_eq!(reference_order(&jobs[0]).retention, None);
-}
-
-fn reference_order(job: &Job) -> ReferenceOrder {
-    let containers = job.spec.clone().unwrap().template.spec.unwrap().init_containers.unwrap();
-    let mut variables = containers.into_iter().flat_map(|container| container.env.unwrap_or_default());
-    let order = variables.find(|variable| variable.name == ORDER_ENV).unwrap().value.unwrap();
-    match serde_json::from_str(&order).unwrap() {
-        JobOrder::Reference(order) => order,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn which_snapshots_stay_is_in_the_order_of_the_job_that_measures_free_space() {
-    let mut case = case();
-    case.spec(json!({"snapshot": {"retention": {"keepLast": 7, "maxAge": "720h"}}}));
-    case.known = vec!["memoria-0".into()];
-    case.inspected(|_| {});
-    case.probed();
-    let Answer::Checking { jobs, .. } = case.ask() else { panic!() };
-    let uid = case.release.metadata.uid.clone().unwrap();
-    let expected = RetentionOrder {
-        release_uid: uid,
-        keep_last: 7,
-        max_age_seconds: Some(720 * 3600),
-        needed: vec!["memoria-0".into()],
-    };
-    assert_eq!(reference_order(&jobs[0]).retention, Some(expected));
 }
 
 #[test]
